@@ -1,0 +1,113 @@
+"""An honest double of a world: a camera in an analytic box room, ray-cast in numpy in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aether_env.world_model.promise import Frames, Start
+
+HALF_SIZE = np.array([4.0, 2.5, 6.0])
+"""Metres from the room's centre, where the camera starts, to its walls."""
+
+
+@dataclass(frozen=True)
+class RoomState:
+    """What tells B rooms apart."""
+
+    seed_B: np.ndarray
+    intrinsics_B33: np.ndarray
+    metric_B: np.ndarray
+    scene_seed_B: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.seed_B)
+
+    def __getitem__(self, rows: Any) -> RoomState:
+        return RoomState(self.seed_B[rows], self.intrinsics_B33[rows], self.metric_B[rows], self.scene_seed_B[rows])
+
+
+class BoxRoom:
+    """Keeps the WorldModel promise. The camera may look around and move; it cannot leave the room."""
+
+    def __init__(
+        self,
+        height: int = 48,
+        width: int = 64,
+        *,
+        fps: float = 12.0,
+        frames_per_step: int = 4,
+        needs_picture: bool = False,
+    ) -> None:
+        self.height, self.width, self.fps, self.frames_per_step = height, width, fps, frames_per_step
+        self.needs_picture = needs_picture
+        self.closed = 0
+        self.starts: list[Start] = []
+
+    def start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[RoomState, Frames]:
+        assert len(starts_B) == len(seeds_B)
+        self.starts.extend(starts_B)
+        focal = self.width / 2
+        own_33 = np.array([[focal, 0, self.width / 2], [0, focal, self.height / 2], [0, 0, 1.0]])
+        scene_B = [
+            seed % 1000 if start.scene_seed is None else start.scene_seed
+            for start, seed in zip(starts_B, seeds_B, strict=True)
+        ]
+        state = RoomState(
+            np.array(seeds_B, np.int64),
+            np.stack([own_33 if start.intrinsics is None else start.intrinsics for start in starts_B]),
+            np.array([not self.needs_picture or start.depth is not None for start in starts_B]),
+            np.array(scene_B, np.int64),
+        )
+        frames = self._look(state, np.broadcast_to(np.eye(4), (len(state), 1, 4, 4)).copy())
+        if self.needs_picture:
+            for row, start in enumerate(starts_B):
+                assert start.rgb is not None and start.rgb.shape == (self.height, self.width, 3)
+                frames.rgb[row, 0] = start.rgb
+        return state, frames
+
+    def advance(self, state: RoomState, world_from_camera_BT44: np.ndarray) -> tuple[RoomState, Frames]:
+        assert world_from_camera_BT44.shape == (len(state), self.frames_per_step, 4, 4)
+        return state, self._look(state, world_from_camera_BT44.copy())
+
+    def join(self, states: Sequence[RoomState]) -> RoomState:
+        return RoomState(
+            *(
+                np.concatenate([getattr(state, name) for state in states])
+                for name in ("seed_B", "intrinsics_B33", "metric_B", "scene_seed_B")
+            )
+        )
+
+    def describe(self, state: RoomState) -> list[dict[str, Any]]:
+        if self.needs_picture:
+            return [{"unit": 1.0} for _ in range(len(state))]
+        return [{"unit": 1.0, "scene_seed": int(seed)} for seed in state.scene_seed_B]
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def _look(self, state: RoomState, world_from_camera_BT44: np.ndarray) -> Frames:
+        centre_BT3 = world_from_camera_BT44[..., :3, 3]
+        centre_BT3[...] = np.clip(centre_BT3, -0.9 * HALF_SIZE, 0.9 * HALF_SIZE)
+        y_HW, x_HW = np.mgrid[: self.height, : self.width] + 0.5
+        pixel_HW3 = np.stack([x_HW, y_HW, np.ones_like(x_HW)], axis=-1)
+        ray_BTHW3 = np.einsum(
+            "btij,bjk,hwk->bthwi", world_from_camera_BT44[..., :3, :3], np.linalg.inv(state.intrinsics_B33), pixel_HW3
+        )
+        # A ray's camera z is 1, so the way to the first wall is the z-depth.
+        with np.errstate(divide="ignore"):
+            depth_BTHW3 = (np.sign(ray_BTHW3) * HALF_SIZE - centre_BT3[:, :, None, None]) / ray_BTHW3
+        depth_BTHW = np.min(np.where(ray_BTHW3 == 0, np.inf, depth_BTHW3), axis=-1)
+        point_BTHW3 = centre_BT3[:, :, None, None] + ray_BTHW3 * depth_BTHW[..., None]
+        phase_B3 = np.stack([state.seed_B % 7, state.seed_B % 11, state.seed_B % 13], axis=-1)
+        wave = np.sin(3.0 * point_BTHW3 + phase_B3[:, None, None, None])
+        return Frames(
+            rgb=(127.5 + 100 * wave).astype(np.uint8),
+            depth=depth_BTHW.astype(np.float32),
+            world_from_camera=world_from_camera_BT44,
+            intrinsics=np.repeat(state.intrinsics_B33[:, None], world_from_camera_BT44.shape[1], axis=1),
+            metric=state.metric_B.copy(),
+        )
