@@ -1,0 +1,37 @@
+"""From noise to latents: the sampling loop that every task and every env step shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aether_env.world_model.conditions import Window, transformer_input
+from aether_env.world_model.network import CleanPrediction
+
+
+def denoise(
+    predict_clean: CleanPrediction, scheduler: Any, window: Window, noise: Tensor, sigmas: list[float]
+) -> Tensor:
+    """Follow the straight path from noise to latents (rectified flow, Euler steps).
+
+    Args:
+        predict_clean: The network.
+        scheduler: diffusers' FlowMatchEulerDiscreteScheduler, without shift.
+        window: What is known.
+        noise: (B, N, TARGET_CHANNELS, h, w) standard normal.
+        sigmas: Noise levels at which the network is asked, falling from 1; 0 is added at the end.
+
+    Returns:
+        (B, N, TARGET_CHANNELS, h, w) clean latents; only dreamed slots mean anything.
+    """
+    scheduler.set_timesteps(sigmas=list(sigmas), device=noise.device)
+    scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
+    latents = noise
+    for index, timestep in enumerate(scheduler.timesteps):
+        sigma = torch.full((len(noise),), sigmas[index], device=noise.device)
+        clean = predict_clean(transformer_input(window, latents), sigma, window.positions)
+        velocity = (latents - clean) / sigmas[index]
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+    return latents

@@ -1,0 +1,322 @@
+"""The three tasks of AETHER with one model: reconstruct, predict, plan. Batched over B items of 17 frames.
+
+A window is 17 frames: the first picture at rest and four groups of four frames. Everything that is dreamed depends on
+the item's own seed, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aether_env.camera import check_poses, relative_to
+from aether_env.raymap import decode_raymap, unpack_raymap
+from aether_env.world_model.checkpoint import Components, checked_sigmas, load_checkpoint
+from aether_env.world_model.conditions import (
+    CLIP_POSITIONS,
+    COLOUR,
+    DISPARITY,
+    RAY,
+    TARGET_CHANNELS,
+    WINDOW,
+    Window,
+    checked_fps,
+)
+from aether_env.world_model.denoise import denoise
+from aether_env.world_model.latents import Codec, at_rest, usable
+from aether_env.world_model.noise import normal_noise
+
+CLIP_FRAMES = 17
+"""Frames of one window."""
+CLIP_NOISE = 3
+"""Purpose of the counter-based noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipResult:
+    """B windows of 17 frames. Poses are relative to the first frame; lengths are metres where `metric`, else units."""
+
+    rgb: np.ndarray
+    """(B, 17, H, W, 3) uint8; the given pictures where they were given."""
+    depth: np.ndarray
+    """(B, 17, H, W) float32 z-depth."""
+    world_from_camera: np.ndarray
+    """(B, 17, 4, 4) float64, as the raymaps say; smoothing is the planner's."""
+    intrinsics: np.ndarray
+    """(B, 17, 3, 3) float64, pixels."""
+    unit: np.ndarray
+    """(B,) float64: metres of one unit, 1 where not metric."""
+    metric: np.ndarray
+    """(B,) bool: scale was known from depth."""
+
+    def __getitem__(self, rows: Any) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class AetherPipeline:
+    """A checkpoint of our own layout as functions of pictures.
+
+    Args:
+        components: Of a checkpoint.
+        sigmas: Noise levels at which the network is asked; None takes the checkpoint's.
+    """
+
+    def __init__(self, components: Components, *, sigmas: Sequence[float] | None = None):
+        self.components = components
+        self.settings = components.settings
+        self.codec = Codec(components)
+        self.sigmas = checked_sigmas("sigmas", components.settings.clip_sigmas if sigmas is None else sigmas)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
+        """Load a checkpoint by name or folder; `kwargs` as in the class."""
+        return cls(load_checkpoint(name, device), **kwargs)
+
+    def reconstruct(
+        self,
+        video: np.ndarray,
+        *,
+        depth: np.ndarray | None = None,
+        world_from_camera: np.ndarray | None = None,
+        intrinsics: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
+        fps: float | None = None,
+    ) -> ClipResult:
+        """Find depth and camera path of a video.
+
+        Args:
+            video: (B, 17, H, W, 3) uint8.
+            depth: (B, H, W) metres of the first frame (fixes the scale), or (B, 17, H, W) of all; NaN where unknown.
+            world_from_camera: (B, 17, 4, 4) where the path is known.
+            intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
+            seeds: B integers; default 0.
+            fps: Of the video; default the checkpoint's.
+        """
+        shown = self._pictures("video", video, CLIP_FRAMES)
+        return self._dream(
+            first=shown[:, 0],
+            video=shown,
+            depth=depth,
+            path=world_from_camera,
+            intrinsics=intrinsics,
+            seeds=seeds,
+            fps=fps,
+        )
+
+    def predict(
+        self,
+        picture: np.ndarray,
+        *,
+        depth: np.ndarray | None = None,
+        world_from_camera: np.ndarray | None = None,
+        intrinsics: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
+        fps: float | None = None,
+    ) -> ClipResult:
+        """Dream what follows a picture, along a path or along a path of the model's own.
+
+        Args:
+            picture: (B, H, W, 3) uint8.
+            depth: (B, H, W) metres; fixes the scale.
+            world_from_camera: (B, 17, 4, 4): where the camera goes; its first pose is taken as the world.
+            intrinsics: (B, 3, 3) pixels; needed with `world_from_camera`.
+            seeds: B integers; default 0.
+            fps: Default the checkpoint's.
+        """
+        first = self._pictures("picture", picture, None)
+        return self._dream(
+            first=first, depth=depth, path=world_from_camera, intrinsics=intrinsics, seeds=seeds, fps=fps
+        )
+
+    def plan(
+        self,
+        picture: np.ndarray,
+        goal: np.ndarray,
+        *,
+        depth: np.ndarray | None = None,
+        goal_depth: np.ndarray | None = None,
+        world_from_camera: np.ndarray | None = None,
+        intrinsics: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
+        fps: float | None = None,
+    ) -> ClipResult:
+        """Dream the way from a picture to a goal picture, and the camera path with it.
+
+        Args:
+            picture: (B, H, W, 3) uint8.
+            goal: (B, H, W, 3) uint8.
+            depth: (B, H, W) metres of `picture`; fixes the scale.
+            goal_depth: (B, H, W) metres of `goal`; only with `depth`.
+            world_from_camera: (B, 17, 4, 4) where the path is wanted.
+            intrinsics: (B, 3, 3) pixels, where known.
+            seeds: B integers; default 0.
+            fps: Default the checkpoint's.
+        """
+        first, last = self._pictures("picture", picture, None), self._pictures("goal", goal, None)
+        if len(last) != len(first):
+            raise ValueError(f"goal has {len(last)} items, picture has {len(first)}; give one goal for each.")
+        if goal_depth is not None and depth is None:
+            raise ValueError("goal_depth needs depth: the unit of length comes from the first picture.")
+        return self._dream(
+            first=first, goal=last, depth=depth, goal_depth=goal_depth, path=world_from_camera,
+            intrinsics=intrinsics, seeds=seeds, fps=fps,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def _dream(
+        self,
+        *,
+        first: Tensor,
+        video: Tensor | None = None,
+        goal: Tensor | None = None,
+        depth: np.ndarray | None,
+        goal_depth: np.ndarray | None = None,
+        path: np.ndarray | None,
+        intrinsics: np.ndarray | None,
+        seeds: Sequence[int] | None,
+        fps: float | None,
+    ) -> ClipResult:
+        batch, device = len(first), self.codec.device
+        fps = checked_fps(self.settings.fps if fps is None else fps)
+        seeds = [0] * batch if seeds is None else list(seeds)
+        if len(seeds) != batch:
+            raise ValueError(f"seeds must be {batch} integers, got {len(seeds)}.")
+        depths = self._depth("depth", depth, batch)
+        unit = torch.ones(batch, device=device)
+        metric = torch.zeros(batch, dtype=torch.bool, device=device)
+        if depths is not None:
+            metric = usable(depths[:, 0]).flatten(1).any(dim=1)
+            unit = torch.where(metric, self.codec.unit(depths[:, 0]), unit)
+
+        known = torch.zeros(batch, WINDOW, TARGET_CHANNELS, *self.codec.latent_size, device=device)
+        mask = torch.zeros(batch, WINDOW, 3, device=device)
+        known[:, 0, COLOUR] = self.codec.encode_colour(at_rest(first))[:, 0]
+        mask[:, 0, 0] = 1.0
+        if video is not None:
+            known[:, 1:, COLOUR] = self.codec.encode_colour(video[:, 1:])
+            mask[:, 1:, 0] = 1.0
+        if goal is not None:
+            known[:, -1, COLOUR] = self.codec.encode_colour(at_rest(goal))[:, 0]
+            mask[:, -1, 0] = 1.0
+        if depths is not None:
+            known[:, 0, DISPARITY] = self.codec.encode_depth(at_rest(depths[:, 0]), unit)[:, 0]
+            mask[:, 0, 1] = metric.float()
+            if depths.shape[1] == CLIP_FRAMES:
+                known[:, 1:, DISPARITY] = self.codec.encode_depth(depths[:, 1:], unit)
+                mask[:, 1:, 1] = metric[:, None].float()
+        goal_depths = self._depth("goal_depth", goal_depth, batch)
+        if goal_depths is not None:
+            known[:, -1, DISPARITY] = self.codec.encode_depth(at_rest(goal_depths[:, 0]), unit)[:, 0]
+            mask[:, -1, 1] = metric.float()
+        self._show_path(known, mask, path, intrinsics, unit)
+
+        nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds], dtype=torch.int64, device=device)
+        zero = torch.zeros_like(nonce)
+        noise = normal_noise(nonce, zero, zero, CLIP_NOISE, tuple(known.shape[1:]))
+        window = Window(known, mask, torch.ones(batch, WINDOW, device=device), CLIP_POSITIONS)
+        predict = self.codec.predict_clean(fps)
+        latents = denoise(predict, self.components.scheduler, window, noise, self.sigmas)
+        return self._result(latents, window, video, first, depths, unit, metric)
+
+    def _show_path(
+        self, known: Tensor, mask: Tensor, path: np.ndarray | None, intrinsics: np.ndarray | None, unit: Tensor
+    ) -> None:
+        """Fill the ray condition of a window under construction: the whole path, or the first frame's rays."""
+        if intrinsics is None:
+            if path is not None:
+                raise ValueError("world_from_camera needs intrinsics; camera.intrinsics_from_fov makes them.")
+            return
+        batch, device = len(known), known.device
+        matrix = np.asarray(intrinsics, dtype=np.float64)
+        if matrix.shape != (batch, 3, 3) or not np.isfinite(matrix).all():
+            raise ValueError(f"intrinsics must be finite {(batch, 3, 3)}, got {matrix.shape}.")
+        steps = 1 if path is None else WINDOW
+        poses = np.tile(np.eye(4), (batch, CLIP_FRAMES, 1, 1))
+        if path is not None:
+            poses = np.asarray(path, dtype=np.float64)
+            if poses.shape != (batch, CLIP_FRAMES, 4, 4):
+                raise ValueError(f"world_from_camera must be {(batch, CLIP_FRAMES, 4, 4)}, got {poses.shape}.")
+            check_poses("world_from_camera", poses)
+            poses = relative_to(poses, poses[:, :1])
+        slots = np.concatenate([np.repeat(poses[:, :1], 3, axis=1), poses], axis=1).reshape(batch, WINDOW, 4, 4, 4)
+        slots_t = torch.as_tensor(slots[:, :steps], dtype=torch.float32, device=device)
+        matrix_t = torch.as_tensor(matrix, dtype=torch.float32, device=device)
+        known[:, :steps, RAY] = self.codec.rays(slots_t, matrix_t, unit)
+        mask[:, :steps, 2] = 1.0
+
+    def _result(
+        self,
+        latents: Tensor,
+        window: Window,
+        video: Tensor | None,
+        first: Tensor,
+        depths: Tensor | None,
+        unit: Tensor,
+        metric: Tensor,
+    ) -> ClipResult:
+        """Decode a window; what was given comes back as it was given."""
+        colour = self.codec.decode_colour(latents[:, :, COLOUR])[:, 3:]
+        colour[:, 0] = first
+        if video is not None:
+            colour = video
+        depth = self.codec.decode_depth(latents[:, :, DISPARITY], unit)[:, 3:]
+        if depths is not None:
+            given = depths[:, :1] if depths.shape[1] == 1 else depths
+            span = slice(0, given.shape[1])
+            depth[:, span] = torch.where(usable(given), given, depth[:, span])
+        known = window.mask[:, :, 2, None, None, None].bool()
+        rays = torch.where(known, window.known[:, :, RAY], latents[:, :, RAY])
+        raymap = unpack_raymap(rays, packing="consecutive")
+        # The first picture stands for four frames: the mean of its four raymaps is its own.
+        raymap = torch.cat([raymap[:, :4].mean(dim=1, keepdim=True), raymap[:, 4:]], dim=1).double()
+        pose, intrinsics = decode_raymap(
+            raymap,
+            self.settings.height,
+            self.settings.width,
+            unit=unit.double(),
+            origin_gain=self.settings.origin_gain,
+            principal_point_std=0.0,  # pictures are cropped about their centre
+        )
+        pose = torch.linalg.inv(pose[:, :1]) @ pose
+        return ClipResult(
+            rgb=colour.cpu().numpy(),
+            depth=depth.float().cpu().numpy(),
+            world_from_camera=pose.cpu().numpy(),
+            intrinsics=intrinsics.cpu().numpy(),
+            unit=unit.double().cpu().numpy(),
+            metric=metric.cpu().numpy(),
+        )
+
+    def _pictures(self, name: str, pictures: np.ndarray, frames: int | None) -> Tensor:
+        pictures = np.asarray(pictures)
+        size = (self.settings.height, self.settings.width, 3)
+        wanted = size if frames is None else (frames, *size)
+        if (
+            pictures.ndim != len(wanted) + 1
+            or pictures.shape[1:] != wanted
+            or not len(pictures)
+            or pictures.dtype != np.uint8
+        ):
+            raise ValueError(
+                f"{name} must be uint8 (B, {', '.join(map(str, wanted))}), got {pictures.dtype} {pictures.shape}; "
+                "pictures.fit_picture resizes one picture."
+            )
+        return torch.as_tensor(pictures, device=self.codec.device)
+
+    def _depth(self, name: str, depth: np.ndarray | None, batch: int) -> Tensor | None:
+        """Return (B, 1 or 17, H, W) float32, 0 where unknown."""
+        if depth is None:
+            return None
+        depth = np.asarray(depth, dtype=np.float32)
+        size = (self.settings.height, self.settings.width)
+        if depth.shape not in ((batch, *size), (batch, CLIP_FRAMES, *size)):
+            raise ValueError(f"{name} must be {(batch, *size)} or {(batch, CLIP_FRAMES, *size)}, got {depth.shape}.")
+        depth = np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
+        depth_t = torch.as_tensor(depth, device=self.codec.device)
+        return depth_t[:, None] if depth_t.ndim == 3 else depth_t

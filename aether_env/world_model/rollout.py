@@ -1,0 +1,346 @@
+"""Dreaming step by step: the world model behind Aether-v0.
+
+A step looks at a window of five latent steps (memory, three steps of history, the new one), dreams the new one and
+decodes its four frames. All state is in `DreamState`; nothing goes through pixels. See DESIGN decision 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aether_env.camera import check_poses, intrinsics_from_fov
+from aether_env.conventions import FAR_DEPTH, FRAMES_PER_LATENT
+from aether_env.world_model.checkpoint import Components, checked_sigmas, load_checkpoint
+from aether_env.world_model.conditions import (
+    COLOUR,
+    DISPARITY,
+    RAY,
+    STEP_POSITIONS,
+    TARGET_CHANNELS,
+    WINDOW,
+    Window,
+    checked_fps,
+)
+from aether_env.world_model.denoise import denoise
+from aether_env.world_model.latents import Codec, at_rest, usable
+from aether_env.world_model.noise import normal_noise
+from aether_env.world_model.promise import Frames, Start
+
+HISTORY = 3
+"""Latent steps of history in the window."""
+MEMORY = 24
+"""Latent steps that are remembered beyond the history; the first picture is never forgotten."""
+POINTS = (6, 8)
+"""Grid of points by which a remembered view is compared with the wanted one."""
+MIN_OVERLAP = 0.15
+"""A memory of which less than this share would be seen again is not shown."""
+DEFAULT_FOV = np.deg2rad(70.0)
+SAMPLE_NOISE, HISTORY_NOISE, RESET_NOISE = 0, 1, 2
+"""Purposes of the counter-based noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamState:
+    """B dreams between two steps. Poses are of the env's world: the camera at reset."""
+
+    history: Tensor
+    """(B, HISTORY, 32, h, w) float32: normalised colour and disparity latents, the newest last."""
+    history_pose: Tensor
+    """(B, HISTORY, 4, 4, 4) float64: poses of the four frames of each."""
+    history_filled: Tensor
+    """(B, HISTORY) bool."""
+    memory: Tensor
+    """(B, MEMORY, 32, h, w) float16."""
+    memory_pose: Tensor
+    """(B, MEMORY, 4, 4, 4) float64."""
+    memory_points: Tensor
+    """(B, MEMORY, P, 3) float32: where the last frame of each looked, world axes, metres or units."""
+    history_points: Tensor
+    """(B, HISTORY, P, 3) float32."""
+    memory_count: Tensor
+    """(B,) int64: how many latent steps were ever remembered."""
+    intrinsics: Tensor
+    """(B, 3, 3) float64."""
+    unit: Tensor
+    """(B,) float64: metres of one unit; 1 where not metric."""
+    metric: Tensor
+    """(B,) bool."""
+    nonce: Tensor
+    """(B,) int64: of the episode."""
+    branch: Tensor
+    """(B,) int64."""
+    step: Tensor
+    """(B,) int64: env steps since reset."""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, rows: Any) -> Self:
+        if isinstance(rows, int | np.integer):
+            rows = [int(rows)]
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class DreamWorld:
+    """The WorldModel promise kept by a checkpoint.
+
+    Args:
+        components: Of a checkpoint.
+        height: Must be the checkpoint's; None takes it.
+        width: As height.
+        fps: Frames per second; the model hears of it through its time positions.
+        frames_per_step: Must be 4.
+        sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
+    """
+
+    needs_picture = True
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float | None = None,
+        frames_per_step: int = FRAMES_PER_LATENT,
+        sigmas: Sequence[float] | None = None,
+    ):
+        settings = components.settings
+        for name, value in (("height", height), ("width", width)):
+            if value is not None and value != getattr(settings, name):
+                raise ValueError(f"{name} must be {getattr(settings, name)} for this checkpoint, got {value}.")
+        if frames_per_step != FRAMES_PER_LATENT:
+            raise ValueError(f"frames_per_step must be {FRAMES_PER_LATENT} for this checkpoint, got {frames_per_step}.")
+        self.height, self.width = settings.height, settings.width
+        self.frames_per_step = frames_per_step
+        self.fps = checked_fps(settings.fps if fps is None else fps)
+        self.settings = settings
+        self.codec = Codec(components)
+        self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
+        self._predict = self.codec.predict_clean(self.fps)
+        self._scheduler = components.scheduler
+
+    @classmethod
+    def from_checkpoint(cls, model: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
+        """Load a checkpoint by name or folder; `kwargs` as in the class."""
+        return cls(load_checkpoint(model, device), **kwargs)
+
+    @torch.inference_mode()
+    def start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[DreamState, Frames]:
+        """Begin B dreams from pictures, with or without depth. See `WorldModel.start`."""
+        device, batch = self.codec.device, len(starts_B)
+        rgb, depth, intrinsics, metric = self._pictures(starts_B)
+        unit = torch.where(metric, self.codec.unit(depth.float()).double(), 1.0)
+        nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds_B], dtype=torch.int64, device=device)
+        zero = torch.zeros_like(nonce)
+        height, width = self.codec.latent_size
+        latents = torch.zeros(batch, 32, height, width, device=device)
+        latents[:, COLOUR] = self.codec.encode_colour(at_rest(rgb))[:, 0]
+        latents[:, DISPARITY] = self.codec.encode_depth(at_rest(depth), unit.float())[:, 0]
+        if not bool(metric.all()):
+            dreamt = self._dream_disparity(latents[:, COLOUR], intrinsics, unit, nonce)
+            latents[:, DISPARITY] = torch.where(metric[:, None, None, None], latents[:, DISPARITY], dreamt)
+        seen = self.codec.decode_depth(latents[:, None, DISPARITY], unit.float())[:, 0]
+        depth = torch.where(
+            metric[:, None, None], torch.where(usable(depth), depth, FAR_DEPTH).clamp(max=FAR_DEPTH), seen
+        )
+
+        pose = torch.eye(4, dtype=torch.float64, device=device).expand(batch, FRAMES_PER_LATENT, 4, 4)
+        points = self._points(depth, intrinsics, pose[:, -1])
+        filled = torch.tensor([False, False, True], device=device).expand(batch, HISTORY)
+        state = DreamState(
+            history=torch.stack([torch.zeros_like(latents)] * 2 + [latents], dim=1),
+            history_pose=pose[:, None].expand(-1, HISTORY, -1, -1, -1).clone(),
+            history_filled=filled.clone(),
+            history_points=points[:, None].expand(-1, HISTORY, -1, -1).clone(),
+            memory=torch.zeros(batch, MEMORY, 32, height, width, dtype=torch.float16, device=device),
+            memory_pose=pose[:, None].expand(-1, MEMORY, -1, -1, -1).clone(),
+            memory_points=torch.zeros(batch, MEMORY, *points.shape[1:], device=device),
+            memory_count=zero,
+            intrinsics=intrinsics,
+            unit=unit,
+            metric=metric,
+            nonce=nonce,
+            branch=zero,
+            step=zero,
+        )
+        return state, self._frames(rgb[:, None], depth[:, None], pose[:, -1:], state)
+
+    @torch.inference_mode()
+    def advance(self, state: DreamState, world_from_camera_BT44: np.ndarray) -> tuple[DreamState, Frames]:
+        """Dream the next four frames. See `WorldModel.advance`."""
+        device, batch = self.codec.device, len(state)
+        poses = check_poses("world_from_camera_BT44", world_from_camera_BT44)
+        wanted = torch.as_tensor(poses, dtype=torch.float64, device=device)
+        if wanted.shape != (batch, FRAMES_PER_LATENT, 4, 4):
+            raise ValueError(
+                f"world_from_camera_BT44 must be {(batch, FRAMES_PER_LATENT, 4, 4)}, got {tuple(wanted.shape)}."
+            )
+        window = self._window(state, wanted)
+        noise = torch.zeros(window.known.shape, device=device)
+        shape = tuple(noise.shape[2:])
+        noise[:, -1] = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
+        new = denoise(self._predict, self._scheduler, window, noise, self.sigmas)[:, -1, : RAY.start]
+
+        last = state.history[:, -1]
+        rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])
+        depth = self.codec.decode_depth(new[:, None, DISPARITY], state.unit.float(), last[:, DISPARITY])
+        state = self._remember(state, new, wanted, self._points(depth[:, -1], state.intrinsics, wanted[:, -1]))
+        return state, self._frames(rgb, depth, wanted, state)
+
+    def join(self, states: Sequence[DreamState]) -> DreamState:
+        """Concatenate batches."""
+        return replace(
+            states[0], **{f.name: torch.cat([getattr(s, f.name) for s in states]) for f in fields(DreamState)}
+        )
+
+    def describe(self, state: DreamState) -> list[dict[str, Any]]:
+        """Return the unit of each dream, in metres (or 1 where it has no scale)."""
+        return [{"unit": float(unit)} for unit in state.unit]
+
+    def close(self) -> None:
+        """Nothing is held beyond the weights, which go with the object."""
+
+    def _pictures(self, starts: Sequence[Start]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return rgb (B, H, W, 3), depth (B, H, W; 0 where unknown), intrinsics (B, 3, 3) and metric (B,)."""
+        rgb, depth, intrinsics = [], [], []
+        for index, start in enumerate(starts):
+            if start.rgb is None:
+                raise ValueError(f"starts_B[{index}].rgb is None: a dream begins from a picture.")
+            if start.rgb.shape != (self.height, self.width, 3) or start.rgb.dtype != np.uint8:
+                raise ValueError(
+                    f"starts_B[{index}].rgb must be uint8 {(self.height, self.width, 3)}, "
+                    f"got {start.rgb.dtype} {start.rgb.shape}; pictures.fit_picture resizes."
+                )
+            if start.depth is not None and start.depth.shape != (self.height, self.width):
+                raise ValueError(
+                    f"starts_B[{index}].depth must be {(self.height, self.width)}, got {start.depth.shape}."
+                )
+            rgb.append(start.rgb)
+            depth.append(
+                np.zeros((self.height, self.width))
+                if start.depth is None
+                else np.nan_to_num(np.asarray(start.depth, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+            )
+            default = intrinsics_from_fov(DEFAULT_FOV, self.height, self.width)
+            intrinsics.append(default if start.intrinsics is None else start.intrinsics)
+        device = self.codec.device
+        depth_t = torch.as_tensor(np.stack(depth), dtype=torch.float32, device=device)
+        return (
+            torch.as_tensor(np.stack(rgb), device=device),
+            depth_t,
+            torch.as_tensor(np.stack(intrinsics), dtype=torch.float64, device=device),
+            (depth_t > 0).flatten(1).any(dim=1),
+        )
+
+    def _dream_disparity(self, colour: Tensor, intrinsics: Tensor, unit: Tensor, nonce: Tensor) -> Tensor:
+        """Dream the disparity latents (B, 16, h, w) of pictures without depth."""
+        batch, device = len(colour), colour.device
+        known = torch.zeros(batch, WINDOW, TARGET_CHANNELS, *colour.shape[-2:], device=device)
+        known[:, -1, COLOUR] = colour
+        rest = torch.eye(4, device=device).expand(batch, 1, FRAMES_PER_LATENT, 4, 4)
+        known[:, -1:, RAY] = self.codec.rays(rest, intrinsics.float(), unit.float())
+        mask = torch.zeros(batch, WINDOW, 3, device=device)
+        mask[:, -1, 0] = mask[:, -1, 2] = 1.0
+        dreamed = torch.zeros(batch, WINDOW, device=device)
+        dreamed[:, -1] = 1.0
+        noise = torch.zeros_like(known)
+        zero = torch.zeros_like(nonce)
+        noise[:, -1] = normal_noise(nonce, zero, zero, RESET_NOISE, tuple(noise.shape[2:]))
+        window = Window(known, mask, dreamed, STEP_POSITIONS)
+        latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.clip_sigmas))
+        return latents[:, -1, DISPARITY]
+
+    def _window(self, state: DreamState, wanted: Tensor) -> Window:
+        """Lay out memory, history and the wanted poses; the window's world is the last history frame."""
+        batch, device = len(state), wanted.device
+        overlap = self._overlap(state, wanted[:, -1])
+        best = overlap.argmax(dim=1)
+        row = torch.arange(batch, device=device)
+        has_memory = overlap[row, best] >= MIN_OVERLAP
+        poses = torch.cat([state.memory_pose[row, best][:, None], state.history_pose, wanted[:, None]], dim=1)
+        # float64 until the poses are relative: far from reset float32 would lose the motion.
+        camera = torch.linalg.inv(state.history_pose[:, -1, -1])[:, None, None] @ poses
+        known = torch.zeros(batch, WINDOW, TARGET_CHANNELS, *self.codec.latent_size, device=device)
+        known[:, 0, : RAY.start] = state.memory[row, best].float()
+        known[:, 1:-1, : RAY.start] = state.history
+        noise = normal_noise(
+            state.nonce, state.branch, state.step, HISTORY_NOISE, tuple(known[0, :-1, : RAY.start].shape)
+        )
+        known[:, :-1, : RAY.start] += self.settings.history_noise * noise
+        known[:, :, RAY] = self.codec.rays(camera.float(), state.intrinsics.float(), state.unit.float())
+        mask = torch.zeros(batch, WINDOW, 3, device=device)
+        mask[:, 0] = has_memory[:, None].float()
+        mask[:, 1:-1] = state.history_filled[..., None].float()
+        mask[:, -1, 2] = 1.0
+        dreamed = torch.zeros(batch, WINDOW, device=device)
+        dreamed[:, -1] = 1.0
+        return Window(known, mask, dreamed, STEP_POSITIONS)
+
+    def _overlap(self, state: DreamState, wanted: Tensor) -> Tensor:
+        """Return the share of each memory's points that the wanted cameras (B, 4, 4) would see, (B, MEMORY)."""
+        camera = torch.linalg.inv(wanted)
+        points = state.memory_points.double() @ camera[:, None, :3, :3].mT + camera[:, None, None, :3, 3]
+        pixel = points @ state.intrinsics[:, None].mT
+        z = pixel[..., 2].clamp(min=1e-6)
+        u, v = pixel[..., 0] / z, pixel[..., 1] / z
+        inside = (points[..., 2] > 1e-3) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
+        filled = torch.arange(MEMORY, device=wanted.device) < state.memory_count[:, None]
+        return inside.double().mean(dim=-1) * filled
+
+    def _points(self, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
+        """Return a few points (B, P, 3) of depth (B, H, W), world axes."""
+        rows = (torch.arange(POINTS[0], device=depth.device) + 0.5) * self.height / POINTS[0]
+        columns = (torch.arange(POINTS[1], device=depth.device) + 0.5) * self.width / POINTS[1]
+        v, u = torch.meshgrid(rows, columns, indexing="ij")
+        pixel = torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1).double()
+        z = depth[:, rows.long()][:, :, columns.long()].flatten(1).double()
+        camera = (pixel @ torch.linalg.inv(intrinsics).mT) * z[..., None]
+        world = camera @ world_from_camera[:, :3, :3].mT + world_from_camera[:, None, :3, 3]
+        return world.float()
+
+    def _remember(self, state: DreamState, new: Tensor, pose: Tensor, points: Tensor) -> DreamState:
+        """Shift the history; what leaves it goes into memory, over the oldest but the first."""
+        row = torch.arange(len(state), device=new.device)
+        leaves = state.history_filled[:, 0]
+        count = state.memory_count
+        place = torch.where(count < MEMORY, count, 1 + (count - MEMORY) % (MEMORY - 1))
+
+        def put(memory: Tensor, value: Tensor) -> Tensor:
+            kept = leaves.view(-1, *[1] * (value.ndim - 1))
+            memory = memory.clone()
+            memory[row, place] = torch.where(kept, value.to(memory.dtype), memory[row, place])
+            return memory
+
+        def shift(history: Tensor, value: Tensor) -> Tensor:
+            return torch.cat([history[:, 1:], value[:, None].to(history.dtype)], dim=1)
+
+        return replace(
+            state,
+            memory=put(state.memory, state.history[:, 0]),
+            memory_pose=put(state.memory_pose, state.history_pose[:, 0]),
+            memory_points=put(state.memory_points, state.history_points[:, 0]),
+            memory_count=count + leaves.long(),
+            history=shift(state.history, new),
+            history_pose=shift(state.history_pose, pose),
+            history_points=shift(state.history_points, points),
+            history_filled=shift(state.history_filled, torch.ones_like(leaves)),
+            step=state.step + 1,
+        )
+
+    def _frames(self, rgb: Tensor, depth: Tensor, pose: Tensor, state: DreamState) -> Frames:
+        times = rgb.shape[1]
+        return Frames(
+            rgb=rgb.cpu().numpy(),
+            depth=depth.float().cpu().numpy(),
+            world_from_camera=pose.cpu().numpy().copy(),
+            intrinsics=state.intrinsics[:, None].expand(-1, times, -1, -1).cpu().numpy().copy(),
+            metric=state.metric.cpu().numpy().copy(),
+        )
