@@ -1,0 +1,100 @@
+"""Runs of seconds on the CPU: a run that was cut off goes on bit by bit; what it exports dreams."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aether_env.world_model.pipeline import AetherPipeline
+from training.checkpointing import load_run, newest_run, save_run
+from training.config import DataConfig, TrainConfig
+from training.recipes import RECIPES
+from training.trainer import train
+
+
+def records(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One autoencoder run and one transformer run, whole."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(RECIPES["debug_cpu_autoencoder"](), folder / "autoencoder")
+    train(transformer_config(folder), folder / "transformer")
+    return folder
+
+
+def transformer_config(folder):
+    config = RECIPES["debug_cpu"]()
+    return replace(config, transformer=replace(config.transformer, autoencoder=folder / "autoencoder"))
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
+def test_a_run_cut_off_half_way_goes_on_to_the_last_bit(runs, stage, tmp_path):
+    shutil.copytree(runs / stage, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "step_00000006")
+    log = tmp_path / "cut" / "log.jsonl"
+    log.write_text(log.read_text()[:-40])  # a torn last line
+    config = RECIPES["debug_cpu_autoencoder"]() if stage == "autoencoder" else transformer_config(runs)
+    train(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(runs / stage)
+    assert [r["step"] for r in records(runs / stage)] == list(range(1, 7))
+
+
+def test_what_a_run_exports_dreams(runs):
+    pipeline = AetherPipeline.from_pretrained(runs / "transformer" / "checkpoint")
+    result = pipeline.predict(np.zeros((1, 16, 24, 3), np.uint8))
+    assert result.rgb.shape == (1, 17, 16, 24, 3) and np.isfinite(result.depth).all()
+
+
+def test_latents_of_the_exported_autoencoder_have_unit_variance(runs):
+    vae = AetherPipeline.from_pretrained(runs / "autoencoder" / "checkpoint").components.vae
+    assert len(vae.config.latents_std) == 16 and min(vae.config.latents_std) > 0
+
+
+def test_only_whole_checkpoints_are_found_and_old_ones_go(tmp_path):
+    for step in (1, 2, 3):
+        save_run(tmp_path, step, {"a": np_tensor(step), "nested": [{"b": np_tensor(step), 5: "five"}, 1.5, None]})
+    (tmp_path / ".step_00000009.1").mkdir()
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002", "step_00000003"]
+    step, state = load_run(newest_run(tmp_path), "cpu")
+    assert step == 3 and state["nested"][0][5] == "five" and state["nested"][1:] == [1.5, None]
+    assert state["a"].tolist() == [3.0]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    folder = save_run(tmp_path, 1, {"a": np_tensor(1)})
+    (folder / "state.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="step_00000001 is not a whole checkpoint"):
+        load_run(folder, "cpu")
+
+
+def np_tensor(value):
+    import torch
+
+    return torch.tensor([float(value)])
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: TrainConfig(stage="both"), "stage"),
+        (lambda: TrainConfig(stage="transformer"), "autoencoder"),
+        (lambda: TrainConfig(stage="autoencoder", batch_size=0), "batch_size"),
+        (lambda: DataConfig(height=60), "height"),
+        (lambda: DataConfig(clip_starts=(3,)), "clip_starts"),
+        (lambda: DataConfig(clip_starts=(40,)), "clip_starts"),
+    ],
+)
+def test_impossible_settings_are_named_before_any_work(build, name):
+    with pytest.raises(ValueError, match=name):
+        build()
+
+
+def test_a_batch_too_small_for_every_kind_of_window_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 4"):
+        train(replace(transformer_config(runs), batch_size=4), tmp_path / "run")

@@ -1,0 +1,173 @@
+"""What a training run is made of. A run is a `TrainConfig`; recipes.py has the ones that were run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aether_env.conventions import FRAMES_PER_LATENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Clips rendered inside the run."""
+
+    height: int = 64
+    """Rows of a picture."""
+    width: int = 96
+    """Columns of a picture."""
+    fps: float = 12.0
+    """Frames per second."""
+    latent_steps: int = 12
+    """Latent steps of a clip: the resting first frame and groups of four frames."""
+    clip_starts: tuple[int, ...] = (0, 16, 28)
+    """Frames at which a window of the three tasks may begin; multiples of 4."""
+    chunk_clips: int = 1024
+    """Clips rendered and encoded together."""
+    chunks: int = 24
+    """Chunks held at a time."""
+    renew_every: int = 60
+    """Training steps after which the oldest chunk is replaced."""
+    supersample: int = 2
+    """Rays per pixel and axis."""
+    workers: int = 0
+    """Processes that plan clips ahead; 0 plans in the training process."""
+    family: str | None = None
+    """One scene family only; None mixes all."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip."""
+        return FRAMES_PER_LATENT * (self.latent_steps - 1) + 1
+
+    def __post_init__(self) -> None:
+        if self.height % 8 or self.width % 8:
+            raise ValueError(f"height and width must be multiples of 8, got {self.height} x {self.width}.")
+        last = self.num_frames - 1 - 16
+        bad = [s for s in self.clip_starts if s % FRAMES_PER_LATENT or not 0 <= s <= last]
+        if bad:
+            raise ValueError(
+                f"clip_starts must be multiples of 4 in 0..{last}, got {bad}; change them or latent_steps."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, with Muon for the matrices of attention and feed-forward."""
+
+    lr: float = 6e-4
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon; 0 gives every parameter to AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    decay_share: float = 0.4
+    """Share of the run, at its end, over which the rate falls linearly to zero."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.9995
+    """Decay of the averaged weights that are shipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """One run trains the colour and the disparity autoencoder side by side."""
+
+    colour: dict[str, Any] = field(default_factory=lambda: {"in_channels": 3})
+    """Arguments of the colour autoencoder."""
+    disparity: dict[str, Any] = field(
+        default_factory=lambda: {
+            "in_channels": 1,
+            "width": 96,
+            "fine_width": 24,
+            "encoder_blocks": 2,
+            "decoder_blocks": 3,
+            "fine_blocks": 1,
+        }
+    )
+    """Arguments of the disparity autoencoder, thinner: it is decoded at every env step."""
+    kl_weight: float = 2e-5
+    """Weight of the KL term per latent number."""
+    edge_weight: float = 1.0
+    """Weight of the L1 loss on spatial differences."""
+    still_share: float = 0.3
+    """Share of samples whose first group is one picture at rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Stage 1: the diffusion transformer in latent space."""
+
+    architecture: dict[str, Any] = field(
+        default_factory=lambda: {"num_attention_heads": 6, "num_layers": 8, "time_embed_dim": 128}
+    )
+    """Arguments of CogVideoXTransformer3DModel beyond those that the layout fixes."""
+    step_share: float = 0.3
+    """Share of the batch: env steps with true history."""
+    walker_share: float = 0.25
+    """Share of the batch: env steps whose history the model dreamed itself."""
+    reset_share: float = 0.04
+    """Share of the batch: one picture, its disparity and raymap to be dreamed. The rest are clips."""
+    walker_start: float = 0.25
+    """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
+    walker_sigmas: tuple[float, ...] = (1.0, 0.6)
+    """Noise levels of the walkers' sampling."""
+    history_noise: float = 0.05
+    """Standard deviation of the noise on shown latents of an env step, in training and in use."""
+    memory_share: float = 0.6
+    """Share of env steps that are shown a memory."""
+    mask_shares: tuple[float, float, float, float] = (0.30, 0.40, 0.28, 0.02)
+    """Clips: observation and goal, observation, all frames, nothing (AETHER section 3.3)."""
+    path_share: float = 0.5
+    """Clips whose path is known."""
+    first_ray_share: float = 0.15
+    """Clips without path of which the first frame's rays (the intrinsics) are known."""
+    autoencoder: Path | None = None
+    """Run folder of the autoencoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run."""
+
+    stage: str = "transformer"
+    """"autoencoder" or "transformer"."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Clips."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Of the stage "autoencoder"."""
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    """Of the stage "transformer"."""
+    batch_size: int = 256
+    """Samples per step and process."""
+    steps: int = 1000
+    """Steps of the run."""
+    minutes: float | None = None
+    """Wall-clock budget: the schedule ends at `steps` or here, whichever comes first. Such a run cannot be repeated bit
+    by bit, because the schedule follows the clock."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between log lines."""
+    seed: int = 0
+    """Of the weights and of every draw."""
+    device: str = "cpu"
+    """"cpu" or "cuda" (then one process per GPU under torchrun)."""
+    compile: bool = False
+    """Compile the transformer's blocks or the autoencoders."""
+    bf16: bool = False
+    """Run the network in bfloat16; weights and sums stay float32."""
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("autoencoder", "transformer"):
+            raise ValueError(f"stage must be 'autoencoder' or 'transformer', got {self.stage!r}.")
+        for name in ("batch_size", "steps", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.stage == "transformer" and self.transformer.autoencoder is None:
+            raise ValueError("transformer.autoencoder must name the run folder of a trained autoencoder.")

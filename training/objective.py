@@ -1,0 +1,266 @@
+"""Stage 1: which windows the transformer is trained on, and its loss (AETHER section 3.3; DESIGN decisions 3 to 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aether_env.world_model.conditions import (
+    CLIP_POSITIONS,
+    COLOUR,
+    DISPARITY,
+    RAY,
+    STEP_POSITIONS,
+    WINDOW,
+    Window,
+    slot_raymaps,
+    transformer_input,
+)
+from aether_env.world_model.denoise import denoise
+from aether_env.world_model.network import CleanPrediction
+from training.config import TransformerConfig
+from training.simulate import LatentBank
+
+HISTORY = slice(1, 4)
+"""Slots of an env step's window that hold its history; 0 is memory, 4 the new one."""
+ORIGIN_GAIN = 10.0
+CELL = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows and what they should become."""
+
+    window: Window
+    target: Tensor
+    """(B, N, TARGET_CHANNELS, h, w)."""
+
+
+def inverse_pose(pose: Tensor) -> Tensor:
+    """Invert rigid transforms (..., 4, 4)."""
+    rotation, translation = pose[..., :3, :3].mT, pose[..., :3, 3:]
+    top = torch.cat([rotation, -rotation @ translation], dim=-1)
+    return torch.cat([top, pose[..., 3:, :]], dim=-2)
+
+
+def rays(bank: LatentBank, rows: Tensor, frames: Tensor, reference: Tensor, unit: Tensor) -> Tensor:
+    """Return the ray channels of slots.
+
+    Args:
+        bank: The clips.
+        rows: (B,) clips.
+        frames: (B, N, 4) frames of each slot.
+        reference: (B,) the frame whose camera is the window's world.
+        unit: (B,) length unit.
+    """
+    poses = bank.world_from_camera[rows[:, None, None], frames]
+    world = inverse_pose(bank.world_from_camera[rows, reference])
+    height, width = bank.config.height, bank.config.width
+    return slot_raymaps(world[:, None, None] @ poses, bank.intrinsics[rows], unit, height, width, CELL, ORIGIN_GAIN)
+
+
+class Sampler:
+    """Draws batches of windows from a bank. Every draw comes from the generator it is given."""
+
+    def __init__(self, bank: LatentBank, config: TransformerConfig):
+        self.bank, self.config, self.layout = bank, config, bank.layout
+
+    def clips(self, size: int, generator: torch.Generator) -> Batch:
+        """Windows of the three tasks: 17 frames as five slots, all dreamed, with AETHER's masks."""
+        layout, config, device = self.layout, self.config, self.bank.device
+
+        def draw() -> Tensor:
+            return torch.rand(size, generator=generator, device=device)
+
+        rows = torch.randint(len(self.bank), (size,), generator=generator, device=device)
+        start = torch.randint(len(layout.start_frames), (size,), generator=generator, device=device)
+        unit = self.bank.unit[rows, start]
+        ray = rays(self.bank, rows, layout.clip_frames[start], layout.start_frames[start], unit)
+        colour = self.bank.colour[rows[:, None], layout.clip_colour[start]].float()
+        disparity = self.bank.disparity[rows[:, None], layout.clip_disparity[start]].float()
+        target = torch.cat([colour, disparity, ray], dim=2)
+
+        kind = torch.bucketize(draw(), torch.tensor(config.mask_shares, device=device).cumsum(0)[:3])
+        goal, observation, everything = kind == 0, kind <= 1, kind == 2
+        known = target.clone()
+        last = known[:, -1]
+        last[:, COLOUR] = torch.where(
+            goal[:, None, None, None], self.bank.colour[rows, layout.goal_colour[start]].float(), last[:, COLOUR]
+        )
+        last[:, DISPARITY] = torch.where(
+            goal[:, None, None, None],
+            self.bank.disparity[rows, layout.goal_disparity[start]].float(),
+            last[:, DISPARITY],
+        )
+        mask = torch.zeros(size, WINDOW, 3, device=device)
+        mask[:, 0, 0] = (observation | everything).float()
+        mask[:, 1:, 0] = everything[:, None].float()
+        mask[:, -1, 0] = torch.maximum(mask[:, -1, 0], goal.float())
+        with_depth = draw()
+        first_depth = (observation & (with_depth < 0.5)) | (everything & (with_depth < 0.25))
+        mask[:, 0, 1] = first_depth.float()
+        mask[:, 1:, 1] = (everything & (with_depth < 0.12))[:, None].float()
+        mask[:, -1, 1] = torch.maximum(mask[:, -1, 1], (goal & (with_depth < 0.2)).float())
+        path = draw()
+        mask[:, :, 2] = (path < config.path_share)[:, None].float()
+        mask[:, 0, 2] = (path < config.path_share + config.first_ray_share).float()
+        return Batch(Window(known, mask, torch.ones(size, WINDOW, device=device), CLIP_POSITIONS), target)
+
+    def resets(self, size: int, generator: torch.Generator) -> Batch:
+        """One picture at rest in the new slot: its disparity and rays are dreamed, the rest of the window is empty."""
+        layout, device = self.layout, self.bank.device
+        rows = torch.randint(len(self.bank), (size,), generator=generator, device=device)
+        start = torch.randint(len(layout.start_frames), (size,), generator=generator, device=device)
+        frames = layout.clip_frames[start][:, :1]
+        ray = rays(self.bank, rows, frames, layout.start_frames[start], self.bank.unit[rows, start])
+        colour = self.bank.colour[rows[:, None], layout.clip_colour[start][:, :1]].float()
+        disparity = self.bank.disparity[rows[:, None], layout.clip_disparity[start][:, :1]].float()
+        target = torch.cat([colour, disparity, ray], dim=2)
+        target = torch.cat([torch.zeros_like(target).expand(-1, WINDOW - 1, -1, -1, -1), target], dim=1)
+        mask = torch.zeros(size, WINDOW, 3, device=device)
+        mask[:, -1, 0] = 1.0
+        mask[:, -1, 2] = (torch.rand(size, generator=generator, device=device) < 0.7).float()
+        dreamed = torch.zeros(size, WINDOW, device=device)
+        dreamed[:, -1] = 1.0
+        return Batch(Window(target, mask, dreamed, STEP_POSITIONS), target)
+
+    def steps(
+        self, rows: Tensor, step: Tensor, generator: torch.Generator, dreamt: Tensor | None = None, later: bool = True
+    ) -> Batch:
+        """Env steps: memory, three steps of history, and the new one to be dreamed.
+
+        Args:
+            rows: (B,) clips.
+            step: (B,) the latent step to be dreamed, at least 1.
+            generator: For memory and noise.
+            dreamt: (B, latent steps, 32, h, w) what the model itself dreamed of the walk so far; None shows the truth.
+            later: Memory may also come from later in the walk.
+        """
+        layout, config, bank, size = self.layout, self.config, self.bank, len(rows)
+        device = bank.device
+        history = step[:, None] + torch.arange(-3, 0, device=device)
+        steps = len(layout.walk_frames)
+        choices = torch.rand(size, steps, generator=generator, device=device)
+        number = torch.arange(steps, device=device)
+        usable = (number < step[:, None] - 3) | (
+            (number > step[:, None]) if later else torch.zeros_like(choices).bool()
+        )
+        memory = choices.where(usable, -1.0).argmax(dim=1)
+        has_memory = usable.any(dim=1)
+        has_memory &= torch.rand(size, generator=generator, device=device) < config.memory_share
+        slots = torch.cat([memory[:, None], history, step[:, None]], dim=1)
+        present = torch.cat([has_memory[:, None], history >= 0], dim=1)
+        slots = slots.clamp(min=0)
+
+        ray = rays(bank, rows, layout.walk_frames[slots], layout.walk_frames[step - 1, 3], bank.unit[rows, 0])
+        colour = bank.colour[rows[:, None], layout.walk_colour[slots]].float()
+        disparity = bank.disparity[rows[:, None], layout.walk_disparity[slots]].float()
+        target = torch.cat([colour, disparity, ray], dim=2)
+        known = target.clone()
+        if dreamt is not None:
+            known[:, :-1, : RAY.start] = dreamt[torch.arange(size, device=device)[:, None], slots[:, :-1]]
+        noise = torch.randn(known[:, :-1, : RAY.start].shape, generator=generator, device=device)
+        known[:, :-1, : RAY.start] += config.history_noise * noise
+        mask = torch.zeros(size, WINDOW, 3, device=device)
+        mask[:, :-1] = present[..., None].float()
+        mask[:, -1, 2] = 1.0
+        dreamed = torch.zeros(size, WINDOW, device=device)
+        dreamed[:, -1] = 1.0
+        return Batch(Window(known, mask, dreamed, STEP_POSITIONS), target)
+
+
+class Walkers:
+    """Walks that the model dreams step by step while it is trained, so that it learns to go on from its own dreams."""
+
+    def __init__(self, sampler: Sampler, size: int, generator: torch.Generator):
+        self.sampler, self.size = sampler, size
+        bank, steps = sampler.bank, len(sampler.layout.walk_frames)
+        self.rows = torch.randint(len(bank), (size,), generator=generator, device=bank.device)
+        # Walks begin at different steps, so that every batch has young and old ones.
+        self.step = torch.randint(1, steps, (size,), generator=generator, device=bank.device)
+        self.dreamt = self._truth()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs."""
+        return {"dreamt": self.dreamt, "rows": self.rows, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo `state_dict`."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        """Return the next step of every walk."""
+        return self.sampler.steps(self.rows, self.step, generator, self.dreamt, later=False)
+
+    @torch.no_grad()
+    def advance(
+        self,
+        batch: Batch,
+        predict_clean: CleanPrediction,
+        scheduler: object,
+        sigmas: tuple[float, ...],
+        generator: torch.Generator,
+        dream: bool,
+    ) -> None:
+        """Dream the step that `batch` asks for (or take the truth), and begin anew where a walk has ended."""
+        latents = batch.target
+        if dream:
+            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+            latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas))
+        self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
+        self.step += 1
+        self.begin(self.step >= self.dreamt.shape[1], generator)
+
+    def begin(self, which: Tensor, generator: torch.Generator) -> None:
+        """Start the given walks anew, each in another clip."""
+        rows = torch.randint(len(self.sampler.bank), (self.size,), generator=generator, device=self.rows.device)
+        self.rows = torch.where(which, rows, self.rows)
+        self.step = torch.where(which, torch.ones_like(self.step), self.step)
+        self.dreamt = torch.where(which[:, None, None, None, None], self._truth(), self.dreamt)
+
+    def _truth(self) -> Tensor:
+        bank, layout, rows = self.sampler.bank, self.sampler.layout, self.rows[:, None]
+        colour, disparity = bank.colour[rows, layout.walk_colour], bank.disparity[rows, layout.walk_disparity]
+        return torch.cat([colour.float(), disparity.float()], dim=2)
+
+
+def noise_levels(size: int, generator: torch.Generator, device: str) -> Tensor:
+    """Draw t in (0, 1]: few sampling steps start at pure noise, so high levels get their share.
+
+    Returns:
+        (size,): 25 % uniform in 0.9..1, 55 % logit-normal(0.3, 1.1), 20 % uniform.
+    """
+    choice, uniform = (torch.rand(size, generator=generator, device=device) for _ in range(2))
+    normal = torch.sigmoid(torch.randn(size, generator=generator, device=device) * 1.1 + 0.3)
+    level = torch.where(choice < 0.25, 0.9 + 0.1 * uniform, torch.where(choice < 0.8, normal, uniform))
+    return level.clamp(1e-3, 1.0)
+
+
+def stage1_loss(
+    predict_clean: CleanPrediction, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Denoising loss: mean squared error of the clean latents, weighted by noise level, over dreamed slots.
+
+    Returns:
+        The loss, and its unweighted parts colour, disparity and ray for the log.
+    """
+    target, window = batch.target, batch.window
+    level = noise_levels(len(target), generator, str(target.device))
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    mixed = torch.lerp(target, noise, level[:, None, None, None, None])
+    clean = predict_clean(transformer_input(window, mixed), level, window.positions)
+    # The velocity's error is that of the clean latents over t; the floor keeps tiny t from ruling.
+    weight = 1.0 / (level**2 + 0.1)
+    dreamed = window.dreamed / window.dreamed.sum(dim=1, keepdim=True)
+    error = (clean - target) ** 2
+    per_slot = error.mean(dim=(2, 3, 4))
+    loss = (weight * (per_slot * dreamed).sum(dim=1)).mean()
+    with torch.no_grad():
+        parts = {
+            name: ((error[:, :, block].mean(dim=(2, 3, 4)) * dreamed).sum(dim=1)).mean()
+            for name, block in (("colour", COLOUR), ("disparity", DISPARITY), ("ray", RAY))
+        }
+    return loss, parts
