@@ -153,11 +153,6 @@ def inverse_depth_levels(depth: np.ndarray, near: float) -> np.ndarray:
     return np.rint(255.0 * np.sqrt(np.minimum(near / np.maximum(depth, 1e-6), 1.0))).astype(np.uint8)
 
 
-def colour_depth(depth: np.ndarray, near: float) -> np.ndarray:
-    """Return depth (H, W) as (H, W, 3) uint8 colours: red at `near` and nearer, blue far away."""
-    return cv2.applyColorMap(inverse_depth_levels(depth, near), cv2.COLORMAP_TURBO)[..., ::-1].copy()
-
-
 def _read_file(path: str, name: str) -> np.ndarray:
     if not os.path.isfile(path):
         raise ValueError(f"{name}: there is no file {path!r}.")

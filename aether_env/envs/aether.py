@@ -15,7 +15,8 @@ from aether_env.conventions import FAR_DEPTH
 from aether_env.envs.actions import ActionMode, Se3Action
 from aether_env.envs.starts import load_start, start_names
 from aether_env.envs.tasks import Explore, Judgement, Task
-from aether_env.pictures import DEFAULT_HORIZONTAL_FOV, colour_depth, fit_picture, inverse_depth_levels, read_picture
+from aether_env.pictures import DEFAULT_HORIZONTAL_FOV, fit_picture, inverse_depth_levels, read_picture
+from aether_env.visual import colour_depth
 from aether_env.world_model.promise import Frames, RolloutState, Start, WorldModel
 
 Observation = dict[str, np.ndarray] | np.ndarray
@@ -61,8 +62,8 @@ class AetherEnv(gym.Env[Observation, Any]):
     Args:
         world: "dream", "sim", or a world of one's own; that one brings its size and speed, and its maker closes it.
         model: Checkpoint of the dream, a bundled name or a folder.
-        height: Pixels.
-        width: Pixels.
+        height: Pixels; None is the checkpoint's, in the simulator 64.
+        width: Pixels; None is the checkpoint's, in the simulator 96.
         fps: Frames per second of the world's time.
         frames_per_step: Frames that one env step lasts.
         horizontal_fov: Degrees; None is the scene's own in the simulator, 70 for a picture without intrinsics.
@@ -90,8 +91,8 @@ class AetherEnv(gym.Env[Observation, Any]):
         world: Literal["dream", "sim"] | WorldModel = "dream",
         *,
         model: str = "mini",
-        height: int = 64,
-        width: int = 96,
+        height: int | None = None,
+        width: int | None = None,
         fps: float = 12.0,
         frames_per_step: int = 4,
         horizontal_fov: float | None = None,
@@ -115,6 +116,8 @@ class AetherEnv(gym.Env[Observation, Any]):
         _check_range("near", near, 0.0, far)
         _check_range("fps", fps, 0.0, 1000.0)
         for name, number in (("height", height), ("width", width), ("frames_per_step", frames_per_step)):
+            if number is None and name != "frames_per_step":
+                continue
             if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {number!r}.")
         if horizontal_fov is not None:
@@ -395,6 +398,7 @@ def _make_world(
         from aether_env.sim import SimWorld
 
         fov = None if horizontal_fov is None else math.radians(horizontal_fov)
+        size = {name: value for name, value in size.items() if value is not None}
         return SimWorld(**size, horizontal_fov=fov, split=split, device=device)
     raise ValueError(f"world must be 'dream' or 'sim', got {world!r}; the checkpoint's name goes into model=.")
 

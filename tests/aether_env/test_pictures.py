@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aether_env.pictures import MAX_PIXELS, colour_depth, fit_picture, inverse_depth_levels, read_picture
+from aether_env.pictures import MAX_PIXELS, fit_picture, inverse_depth_levels, read_picture
 
 
 @pytest.fixture
@@ -159,4 +159,3 @@ def test_a_camera_or_depth_of_another_picture_is_refused(rgb, intrinsics, depth,
 
 def test_depth_levels_follow_the_square_root_of_disparity():
     assert inverse_depth_levels(np.array([0.1, 0.25, 1.0, 4.0, 100.0]), 0.25).tolist() == [255, 255, 128, 64, 13]
-    assert colour_depth(np.ones((5, 7), np.float32), 0.25).shape == (5, 7, 3)
