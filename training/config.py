@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aether_env.conventions import FRAMES_PER_LATENT
@@ -105,9 +104,9 @@ class TransformerConfig:
         default_factory=lambda: {"num_attention_heads": 6, "num_layers": 8, "time_embed_dim": 128}
     )
     """Arguments of CogVideoXTransformer3DModel beyond those that the layout fixes."""
-    step_share: float = 0.3
+    step_share: float = 0.25
     """Share of the batch: env steps with true history."""
-    walker_share: float = 0.25
+    walker_share: float = 0.2
     """Share of the batch: env steps whose history the model dreamed itself."""
     reset_share: float = 0.04
     """Share of the batch: one picture, its disparity and raymap to be dreamed. The rest are clips."""
@@ -115,6 +114,10 @@ class TransformerConfig:
     """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
     walker_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of the walkers' sampling."""
+    pure_share: float = 0.5
+    """Share of samples that start from pure noise, where every sampling begins."""
+    ray_weight: float = 3.0
+    """Weight of the raymap's error beside those of colour and disparity: its numbers vary little, but all matter."""
     history_noise: float = 0.05
     """Standard deviation of the noise on shown latents of an env step, in training and in use."""
     memory_share: float = 0.6
@@ -125,8 +128,10 @@ class TransformerConfig:
     """Clips whose path is known."""
     first_ray_share: float = 0.15
     """Clips without path of which the first frame's rays (the intrinsics) are known."""
-    autoencoder: Path | None = None
-    """Run folder of the autoencoder."""
+    autoencoder: str | None = None
+    """Checkpoint whose autoencoders are used: a folder such as runs/mini_autoencoder/checkpoint, or "mini"."""
+    warm_start: str | None = None
+    """Checkpoint whose transformer the run begins with; None begins with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,4 +175,4 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.stage == "transformer" and self.transformer.autoencoder is None:
-            raise ValueError("transformer.autoencoder must name the run folder of a trained autoencoder.")
+            raise ValueError("transformer.autoencoder must name a checkpoint with trained autoencoders.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from training.config import AutoencoderConfig, DataConfig, OptimizerConfig, TrainConfig, TransformerConfig
 
@@ -40,7 +39,7 @@ def debug_cpu() -> TrainConfig:
         stage="transformer",
         transformer=TransformerConfig(
             architecture={"num_attention_heads": 1, "num_layers": 1, "time_embed_dim": 16},
-            autoencoder=Path("runs/debug_cpu_autoencoder"),
+            autoencoder="runs/debug_cpu_autoencoder/checkpoint",
         ),
         batch_size=32,
     )
@@ -66,7 +65,7 @@ def mini() -> TrainConfig:
     """Return the transformer of the model that ships."""
     return TrainConfig(
         data=DataConfig(chunk_clips=1024, chunks=32, renew_every=100, workers=10),
-        transformer=TransformerConfig(autoencoder=Path("runs/mini_autoencoder")),
+        transformer=TransformerConfig(autoencoder="runs/mini_autoencoder/checkpoint"),
         batch_size=256,
         steps=100_000,
         minutes=12.0,

@@ -19,6 +19,7 @@ def main(
     out: tyro.conf.Positional[Path],
     step_sigmas: tuple[float, ...] | None = None,
     clip_sigmas: tuple[float, ...] | None = None,
+    reconstruct_sigmas: tuple[float, ...] | None = None,
     int8: bool = True,
 ) -> None:
     """Write the shipped form of a run's checkpoint.
@@ -27,14 +28,19 @@ def main(
         run_dir: Folder of a finished transformer run.
         out: Folder to write; replaced if it is there.
         step_sigmas: Noise levels of an env step, instead of the run's.
-        clip_sigmas: Noise levels of the three tasks, instead of the run's.
+        clip_sigmas: Noise levels of prediction and planning, instead of the run's.
+        reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
         int8: Store matrices as int8.
     """
     from aether_env.world_model.checkpoint import load_checkpoint, save_checkpoint
     from training.trainer import EXPORT
 
     parts = load_checkpoint(run_dir / EXPORT)
-    changes: dict[str, Any] = {"step_sigmas": step_sigmas, "clip_sigmas": clip_sigmas}
+    changes: dict[str, Any] = {
+        "step_sigmas": step_sigmas,
+        "clip_sigmas": clip_sigmas,
+        "reconstruct_sigmas": reconstruct_sigmas,
+    }
     parts.settings = replace(parts.settings, **{k: v for k, v in changes.items() if v is not None})
     save_checkpoint(parts, out, transformer_int8=int8)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20

@@ -17,20 +17,22 @@ import tyro
 def main(
     recipe: str,
     run_dir: Path | None = None,
-    autoencoder: Path | None = None,
+    autoencoder: str | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    warm_start: str | None = None,
 ) -> None:
     """Train one recipe of training/recipes.py.
 
     Args:
         recipe: Its name.
         run_dir: Where everything goes; default runs/RECIPE.
-        autoencoder: Run folder of the autoencoder, instead of the recipe's.
+        autoencoder: Checkpoint with the autoencoders, instead of the recipe's.
         minutes: Wall-clock budget, instead of the recipe's.
         steps: Steps, instead of the recipe's.
         batch_size: Samples per step and process, instead of the recipe's.
+        warm_start: Checkpoint whose transformer the run begins with.
     """
     from training.recipes import RECIPES
     from training.trainer import train
@@ -41,8 +43,9 @@ def main(
     config = RECIPES[recipe]()
     changes: dict[str, Any] = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    if autoencoder is not None:
-        config = replace(config, transformer=replace(config.transformer, autoencoder=autoencoder))
+    given = {"autoencoder": autoencoder, "warm_start": warm_start}
+    origins: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    config = replace(config, transformer=replace(config.transformer, **origins))
     folder = train(config, run_dir or Path("runs") / recipe)
     logging.info("checkpoint in %s", folder)
 

@@ -261,8 +261,10 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     """Train the transformer (stage 1)."""
     device, data, stage = processes.device, config.data, config.transformer
     assert stage.autoencoder is not None
-    autoencoders = load_checkpoint(stage.autoencoder / EXPORT, device)
+    autoencoders = load_checkpoint(stage.autoencoder, device)
     transformer: Any = _seeded(config.seed, lambda: build_transformer(data.height, data.width, **stage.architecture))
+    if stage.warm_start is not None:
+        transformer.load_state_dict(load_checkpoint(stage.warm_start).transformer.state_dict())
     run = Run(config, run_dir, transformer, processes)
     if config.compile:
         for block in transformer.transformer_blocks:
@@ -297,7 +299,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         record: dict[str, Tensor] = {}
         total = torch.zeros((), device=device)
         for name, batch in batches.items():
-            loss, parts = stage1_loss(predict_clean, batch, generator)
+            loss, parts = stage1_loss(predict_clean, batch, stage, generator)
             total = total + loss * (len(batch.target) / config.batch_size)
             record |= {f"{name}_{part}": value for part, value in parts.items()}
         record |= {"loss": total.detach(), "grad_norm": run.descend(total, progress)}

@@ -70,8 +70,10 @@ class Settings:
     """Standard deviation of the noise on shown latents of an env step."""
     step_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of an env step."""
-    clip_sigmas: tuple[float, ...] = (1.0, 0.85, 0.65, 0.35)
-    """Noise levels of the three tasks."""
+    clip_sigmas: tuple[float, ...] = (1.0, 0.6)
+    """Noise levels of prediction and planning."""
+    reconstruct_sigmas: tuple[float, ...] = (1.0,)
+    """Noise levels of reconstruction, and of the depth of a first picture without depth."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -84,7 +86,7 @@ class Settings:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
         if not 0 <= self.history_noise < 1:
             raise ValueError(f"history_noise must be in 0..1, got {self.history_noise!r}.")
-        for name in ("step_sigmas", "clip_sigmas"):
+        for name in ("step_sigmas", "clip_sigmas", "reconstruct_sigmas"):
             checked_sigmas(name, getattr(self, name))
 
 

@@ -64,14 +64,16 @@ class AetherPipeline:
 
     Args:
         components: Of a checkpoint.
-        sigmas: Noise levels at which the network is asked; None takes the checkpoint's.
+        sigmas: Noise levels at which the network is asked, in all tasks; None takes the checkpoint's of each task.
     """
 
     def __init__(self, components: Components, *, sigmas: Sequence[float] | None = None):
         self.components = components
         self.settings = components.settings
         self.codec = Codec(components)
-        self.sigmas = checked_sigmas("sigmas", components.settings.clip_sigmas if sigmas is None else sigmas)
+        settings = components.settings
+        self.sigmas = checked_sigmas("sigmas", settings.clip_sigmas if sigmas is None else sigmas)
+        self.reconstruct_sigmas = checked_sigmas("sigmas", settings.reconstruct_sigmas if sigmas is None else sigmas)
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
@@ -221,7 +223,8 @@ class AetherPipeline:
         noise = normal_noise(nonce, zero, zero, CLIP_NOISE, tuple(known.shape[1:]))
         window = Window(known, mask, torch.ones(batch, WINDOW, device=device), CLIP_POSITIONS)
         predict = self.codec.predict_clean(fps)
-        latents = denoise(predict, self.components.scheduler, window, noise, self.sigmas)
+        sigmas = self.sigmas if video is None else self.reconstruct_sigmas
+        latents = denoise(predict, self.components.scheduler, window, noise, sigmas)
         return self._result(latents, window, video, first, depths, unit, metric)
 
     def _show_path(

@@ -255,7 +255,7 @@ class DreamWorld:
         zero = torch.zeros_like(nonce)
         noise[:, -1] = normal_noise(nonce, zero, zero, RESET_NOISE, tuple(noise.shape[2:]))
         window = Window(known, mask, dreamed, STEP_POSITIONS)
-        latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.clip_sigmas))
+        latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
         return latents[:, -1, DISPARITY]
 
     def _window(self, state: DreamState, wanted: Tensor) -> Window:

@@ -151,6 +151,8 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
 
 
 def test_noise_levels_lie_in_range_and_favour_the_start_of_sampling():
-    level = noise_levels(20_000, generator(), "cpu")
+    level = noise_levels(20_000, generator(), "cpu", pure_share=0.5)
     assert 0 < level.min() and level.max() <= 1
-    assert (level > 0.9).float().mean().item() == pytest.approx(0.25 + 0.55 * 0.041 + 0.2 * 0.1, abs=0.02)
+    assert (level == 1).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    # logit-normal(0.3, 1.1) lies below 0.5 with probability Phi(-0.3 / 1.1) = 0.393, the uniform share with 0.5
+    assert (level < 0.5).float().mean().item() == pytest.approx(0.25 * 0.393 + 0.25 * 0.5, abs=0.02)

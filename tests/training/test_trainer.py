@@ -30,7 +30,9 @@ def runs(tmp_path_factory):
 
 def transformer_config(folder):
     config = RECIPES["debug_cpu"]()
-    return replace(config, transformer=replace(config.transformer, autoencoder=folder / "autoencoder"))
+    return replace(
+        config, transformer=replace(config.transformer, autoencoder=str(folder / "autoencoder" / "checkpoint"))
+    )
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
