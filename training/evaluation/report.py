@@ -1,0 +1,128 @@
+"""Results as files: JSON for programs, a Markdown table for people, contact sheets to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aether_env.visual import colour_depth, contact_sheet, enlarge, write_png
+from training.evaluation.scores import FRAMES, LONG_STEPS, roll_out, warp_walk
+from training.evaluation.summary import PICTURE_SCORES, ROWS
+from training.evaluation.walks import Walk
+
+TARGETS = {
+    "visible_gap_4": (">=", 0.6), "visible_gap_8": (">=", 0.5), "visible_gap_16": (">=", 0.4),
+    "depth_abs_rel": ("<=", 0.12), "rotation_error_deg_median": ("<=", 2.5), "controllability_db": (">=", 4.0),
+    "cpu_steps_per_second": (">=", 2.0), "gradient_energy_16": (">=", 0.5), "nan_free_200": (">=", 1.0),
+}  # fmt: skip
+"""What a first model should reach."""
+_NAMES = {
+    "dream": "dream (env steps)", "pipeline": "dream (one pass)", "repeated": "first frame repeated",
+    "warp": "first frame warped by true depth and pose", "autoencoder": "autoencoder alone",
+}  # fmt: skip
+_SHEET_FRAMES = (0, 4, 8, 12, 16)
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """Return one digest of all files of a folder, by name and content."""
+    digest = hashlib.sha256()
+    for path in sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    """Return the commit that runs, with "-dirty" where files differ from it; "unknown" outside of a repository."""
+    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return "unknown" if head is None else head + ("-dirty" if status else "")
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write results; NaN and infinity are refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return results as Markdown tables."""
+    metrics, intervals = results["metrics"], results["intervals"]
+
+    def number(name: str) -> str:
+        return f"{metrics[name]:.3g}" if abs(metrics.get(name, 0)) < 1 else f"{metrics[name]:.2f}"
+
+    def cell(name: str) -> str:
+        return number(name) if name in metrics else "-"
+
+    lines = [
+        f"# {results['checkpoint']} on {results['seeds']['count']} test clips of the simulator", "",
+        f"`python -m training.evaluation.quick`, commit `{results['commit']}`, checkpoint sha256 "
+        f"`{results['checkpoint_sha256'][:12]}`, device {results['device']}, noise levels of a step "
+        f"{results['settings']['step_sigmas']}, of a clip {results['settings']['clip_sigmas']}.", "",
+        "| first targets | measured | 95 % interval | target | met |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, (sign, target) in TARGETS.items():
+        if name not in metrics and name in results["counts"]:
+            lines.append(f"| {name} | undefined | - | {sign} {target:g} | no |")
+        if name in metrics:
+            between = " to ".join(f"{v:.3g}" for v in intervals[name]) if name in intervals else "-"
+            met = metrics[name] >= target if sign == ">=" else metrics[name] <= target
+            lines.append(f"| {name} | {number(name)} | {between} | {sign} {target:g} | {'yes' if met else 'no'} |")
+    shown = [row for row in ROWS if f"psnr_{row}_{FRAMES[0]}" in metrics]
+    for score in PICTURE_SCORES if shown else ():
+        lines += ["", "| " + " | ".join([score, *(f"frame {frame}" for frame in FRAMES)]) + " |", "|---" * 4 + "|"]
+        lines += [f"| {_NAMES[r]} | " + " | ".join(cell(f"{score}_{r}_{f}") for f in FRAMES) + " |" for r in shown]
+    if f"gradient_energy_{LONG_STEPS[0]}" in metrics:
+        lines += ["", "| long walk | " + " | ".join(f"step {step}" for step in LONG_STEPS) + " |", "|---" * 5 + "|"]
+        for name in ("gradient_energy", "autoencoder_gradient_energy", "long_psnr"):
+            lines.append(f"| {name} | " + " | ".join(cell(f"{name}_{step}") for step in LONG_STEPS) + " |")
+    tabled = {f"{s}_{r}_{f}" for s in PICTURE_SCORES for r in ROWS for f in FRAMES} | set(TARGETS)
+    tabled |= {f"{n}_{s}" for n in ("gradient_energy", "autoencoder_gradient_energy", "long_psnr") for s in LONG_STEPS}
+    rest = [name for name in metrics if name not in tabled]
+    if rest:
+        lines += ["", "| other metrics | measured | 95 % interval | clips |", "|---|---|---|---|"]
+    for name in rest:
+        between = " to ".join(f"{v:.3g}" for v in intervals[name]) if name in intervals else "-"
+        lines.append(f"| {name} | {number(name)} | {between} | {results['counts'].get(name, '-')} |")
+    lines += ["", "| speed | |", "|---|---|"]
+    lines += [f"| {k} | {f'{v:.3g}' if isinstance(v, float) else v} |" for k, v in results["speed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_sheet(path: Path, world: Any, walk: Walk, seed: int) -> None:
+    """Write the first clip of a walk as a table of pictures: truth, dream, warp, true depth, dreamed depth."""
+    frames = roll_out(world, walk, walk.path, _SHEET_FRAMES[-1] // 4, seed)
+    clips = walk.clips
+    depth = np.concatenate([walk.first_depth[:1], frames.depth[0]])
+    rgb = np.concatenate([walk.rgb[:1, 0], frames.rgb[0]])
+    true_depth = clips.depth[0].cpu().numpy()
+    near = float(np.nanquantile(true_depth, 0.02)) if np.isfinite(true_depth).any() else None
+    rows = {
+        "truth": [walk.rgb[0, t] for t in _SHEET_FRAMES],
+        "dream": [rgb[t] for t in _SHEET_FRAMES],
+        "warp": [_bytes(warp_walk(walk, t)[0]) for t in _SHEET_FRAMES],
+        "true depth": [colour_depth(true_depth[t], near) for t in _SHEET_FRAMES],
+        "dreamed depth": [colour_depth(depth[t], near) for t in _SHEET_FRAMES],
+    }
+    pictures = [enlarge(picture, 2) for row in rows.values() for picture in row]
+    captions = [f"{name} {t}" for name in rows for t in _SHEET_FRAMES]
+    write_png(path, contact_sheet(pictures, len(_SHEET_FRAMES), captions))
+
+
+def _bytes(picture: Any) -> np.ndarray:
+    """Return float (3, H, W) in [0, 1] as uint8 (H, W, 3)."""
+    return (picture.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
+
+
+def _git(*words: str) -> str | None:
+    """Return what git answers about this file's repository, None where it knows nothing."""
+    try:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
