@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 
 _MODULE_OF_NAME = {
+    "AetherPipeline": "aether_env.world_model.pipeline",
     "ActionMode": "aether_env.envs.actions",
     "AetherEnv": "aether_env.envs.aether",
     "Explore": "aether_env.envs.tasks",

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from aether_env.conventions import FAR_DEPTH
 from aether_env.raymap import expand_unit
@@ -107,6 +108,34 @@ def decode_disparity_aetherv1(stored: Tensor, unit: Tensor | float = 1.0) -> Ten
     return expand_unit(unit, stored) / stored.square().clamp(AETHERV1_MIN_DISPARITY, 1.0)
 
 
+def fill_depth(depth: Tensor) -> Tensor:
+    """Fill the holes of depth pictures from around them, in inverse depth.
+
+    Args:
+        depth: (B, H, W); not finite or <= 0 where unknown.
+
+    Returns:
+        (B, H, W): the depth where it is known; 0 where a picture knows nothing at all.
+    """
+    known = torch.isfinite(depth) & (depth > 0)
+    inverse = push_pull(torch.where(known, depth, 1.0).reciprocal()[:, None], known)[:, 0]
+    return torch.where(known, depth, torch.where(inverse > 0, inverse.clamp_min(1e-12).reciprocal(), 0.0))
+
+
+def push_pull(picture: Tensor, known: Tensor) -> Tensor:
+    """Fill holes from ever coarser averages of what is known (Gortler et al. 1996, section 3.4).
+
+    Args:
+        picture: (B, C, H, W); what is not known is not read.
+        known: (B, H, W) bool.
+
+    Returns:
+        (B, C, H, W): the picture where known; zeros where a picture has nothing known at all.
+    """
+    weight = known[:, None].to(picture)
+    return _push_pull(torch.where(known[:, None], picture, 0.0), weight)
+
+
 def relative_scale(
     prediction: Tensor, target: Tensor, valid: Tensor, method: Literal["least_squares", "mean_ratio"] = "least_squares"
 ) -> Tensor:
@@ -150,3 +179,16 @@ def _check_same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
 def _check_headroom(headroom: float) -> None:
     if not headroom > 0:
         raise ValueError(f"headroom must be positive, got {headroom}.")
+
+
+def _push_pull(picture: Tensor, weight: Tensor) -> Tensor:
+    """Return the picture where its weight (B, 1, H, W) is 1, mixed with coarser levels where it is less."""
+    height, width = picture.shape[-2:]
+    if height * width == 1:
+        return picture
+    rim = (0, width % 2, 0, height % 2)
+    total = avg_pool2d(pad(weight, rim), 2) * 4
+    coarse = avg_pool2d(pad(picture * weight, rim), 2) * 4 / total.clamp_min(1e-12)
+    coarse = _push_pull(coarse, total.clamp_max(1.0))
+    fine = interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
+    return weight * picture + (1 - weight) * fine

@@ -52,6 +52,8 @@ def unflatten(tensors: dict[str, Tensor], skeleton: Any) -> Any:
 def save_run(run_dir: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write one checkpoint under a temporary name, then rename it; keep the newest `keep`.
 
+    One process at a time saves to a run's folder: what an earlier save left half written is removed.
+
     Args:
         run_dir: Folder of the run.
         step: Steps done.
@@ -62,6 +64,8 @@ def save_run(run_dir: Path, step: int, state: dict[str, Any], keep: int = 2) -> 
     # safetensors refuses shared memory; optimizers may hold one step counter for many parameters.
     tensors = {name: t.clone() for name, t in tensors.items()}
     folder = run_dir / f"{PREFIX}{step:08d}"
+    for torn in run_dir.glob(f".{PREFIX}*"):  # left by a kill during a save
+        shutil.rmtree(torn)
     temporary = run_dir / f".{folder.name}.{os.getpid()}"
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / "state.safetensors")

@@ -45,7 +45,7 @@ class DataConfig:
             raise ValueError(f"height and width must be multiples of 8, got {self.height} x {self.width}.")
         last = self.num_frames - 1 - 16
         bad = [s for s in self.clip_starts if s % FRAMES_PER_LATENT or not 0 <= s <= last]
-        if bad:
+        if bad or self.clip_starts[:1] != (0,):
             raise ValueError(
                 f"clip_starts must be multiples of 4 in 0..{last}, got {bad}; change them or latent_steps."
             )
@@ -69,6 +69,12 @@ class OptimizerConfig:
     """Largest norm of the gradient."""
     ema: float = 0.9995
     """Decay of the averaged weights that are shipped."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share must be in (0, 1], got {self.decay_share}.")
+        if self.lr <= 0 or self.muon_lr < 0 or self.clip_norm <= 0 or not 0 <= self.ema < 1:
+            raise ValueError(f"lr and clip_norm must be positive, muon_lr >= 0 and ema in [0, 1), got {self}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,18 @@ class TransformerConfig:
     """Checkpoint whose autoencoders are used: a folder such as runs/mini_autoencoder/checkpoint, or "mini"."""
     warm_start: str | None = None
     """Checkpoint whose transformer the run begins with; None begins with random weights."""
+
+    def __post_init__(self) -> None:
+        shares = (self.step_share, self.walker_share, self.reset_share)
+        if min(shares) <= 0 or sum(shares) >= 1:
+            raise ValueError(f"step, walker and reset shares must be positive and leave some clips, got {shares}.")
+        if min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
+            raise ValueError(f"mask_shares must be four shares that sum to 1, got {self.mask_shares}.")
+        sigmas = self.walker_sigmas
+        if sigmas[:1] != (1.0,) or sorted(set(sigmas), reverse=True) != list(sigmas) or sigmas[-1] <= 0:
+            raise ValueError(f"walker_sigmas must fall from 1 towards 0, got {sigmas}.")
+        if not 0 <= self.pure_share <= 1 or self.ray_weight <= 0 or not 0 <= self.history_noise < 1:
+            raise ValueError(f"pure_share must be in [0, 1], ray_weight positive, history_noise in [0, 1), got {self}.")
 
 
 @dataclass(frozen=True, kw_only=True)

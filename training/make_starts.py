@@ -85,8 +85,7 @@ def render_candidates(indices: Sequence[int], height: int, width: int) -> list[C
     found = []
     for row, index in enumerate(indices):
         rgb, valid = clips.rgb[row, 0].numpy(), clips.valid[row, 0].numpy()
-        # The sky has no depth: the network learns it as unknown.
-        depth = np.where(valid, clips.depth[row, 0].numpy(), 0.0).astype(np.float32)
+        depth = clips.depth[row, 0].numpy()
         known = depth[valid]
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64)
         contrast = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()

@@ -23,8 +23,10 @@ from aether_env.world_model.network import CleanPrediction
 from training.config import TransformerConfig
 from training.simulate import LatentBank
 
-HISTORY = slice(1, 4)
-"""Slots of an env step's window that hold its history; 0 is memory, 4 the new one."""
+HISTORY = 3
+"""Latent steps of history in an env step's window."""
+BLIND_BEGINS = 8
+"""At most so many walks at a time begin with a dreamed depth of their first picture."""
 ORIGIN_GAIN = 10.0
 CELL = 4
 
@@ -58,7 +60,8 @@ def rays(bank: LatentBank, rows: Tensor, frames: Tensor, reference: Tensor, unit
     poses = bank.world_from_camera[rows[:, None, None], frames]
     world = inverse_pose(bank.world_from_camera[rows, reference])
     height, width = bank.config.height, bank.config.width
-    return slot_raymaps(world[:, None, None] @ poses, bank.intrinsics[rows], unit, height, width, CELL, ORIGIN_GAIN)
+    camera = (world[:, None, None] @ poses).float()
+    return slot_raymaps(camera, bank.intrinsics[rows], unit, height, width, CELL, ORIGIN_GAIN)
 
 
 class Sampler:
@@ -110,9 +113,21 @@ class Sampler:
 
     def resets(self, size: int, generator: torch.Generator) -> Batch:
         """One picture at rest in the new slot: its disparity and rays are dreamed, the rest of the window is empty."""
-        layout, device = self.layout, self.bank.device
+        device = self.bank.device
         rows = torch.randint(len(self.bank), (size,), generator=generator, device=device)
-        start = torch.randint(len(layout.start_frames), (size,), generator=generator, device=device)
+        start = torch.randint(len(self.layout.start_frames), (size,), generator=generator, device=device)
+        known_rays = torch.rand(size, generator=generator, device=device) < 0.7
+        return self.reset_windows(rows, start, known_rays)
+
+    def reset_windows(self, rows: Tensor, start: Tensor, known_rays: Tensor) -> Batch:
+        """Return what a reset without depth looks at.
+
+        Args:
+            rows: (B,) clips.
+            start: (B,) which of the starts.
+            known_rays: (B,) bool, the intrinsics are known.
+        """
+        layout, size, device = self.layout, len(rows), self.bank.device
         frames = layout.clip_frames[start][:, :1]
         ray = rays(self.bank, rows, frames, layout.start_frames[start], self.bank.unit[rows, start])
         colour = self.bank.colour[rows[:, None], layout.clip_colour[start][:, :1]].float()
@@ -121,10 +136,14 @@ class Sampler:
         target = torch.cat([torch.zeros_like(target).expand(-1, WINDOW - 1, -1, -1, -1), target], dim=1)
         mask = torch.zeros(size, WINDOW, 3, device=device)
         mask[:, -1, 0] = 1.0
-        mask[:, -1, 2] = (torch.rand(size, generator=generator, device=device) < 0.7).float()
+        mask[:, -1, 2] = known_rays.float()
         dreamed = torch.zeros(size, WINDOW, device=device)
         dreamed[:, -1] = 1.0
         return Batch(Window(target, mask, dreamed, STEP_POSITIONS), target)
+
+    def first_step(self, rows: Tensor) -> Tensor:
+        """Return the first step (B,) that a walk in these clips may dream: 1, or 4 where its unit is an old one."""
+        return torch.where(self.bank.old_unit[rows], HISTORY + 1, 1)
 
     def steps(
         self, rows: Tensor, step: Tensor, generator: torch.Generator, dreamt: Tensor | None = None, later: bool = True
@@ -154,7 +173,7 @@ class Sampler:
         present = torch.cat([has_memory[:, None], history >= 0], dim=1)
         slots = slots.clamp(min=0)
 
-        ray = rays(bank, rows, layout.walk_frames[slots], layout.walk_frames[step - 1, 3], bank.unit[rows, 0])
+        ray = rays(bank, rows, layout.walk_frames[slots], layout.walk_frames[step - 1, 3], bank.walk_unit[rows])
         colour = bank.colour[rows[:, None], layout.walk_colour[slots]].float()
         disparity = bank.disparity[rows[:, None], layout.walk_disparity[slots]].float()
         target = torch.cat([colour, disparity, ray], dim=2)
@@ -180,6 +199,7 @@ class Walkers:
         self.rows = torch.randint(len(bank), (size,), generator=generator, device=bank.device)
         # Walks begin at different steps, so that every batch has young and old ones.
         self.step = torch.randint(1, steps, (size,), generator=generator, device=bank.device)
+        self.step = self.step.maximum(sampler.first_step(self.rows))
         self.dreamt = self._truth()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -212,13 +232,30 @@ class Walkers:
             latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas))
         self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
         self.step += 1
-        self.begin(self.step >= self.dreamt.shape[1], generator)
+        ended = self.step >= self.dreamt.shape[1]
+        self.begin(ended, generator)
+        if dream:
+            self._forget_first_depth(ended, predict_clean, scheduler, generator)
+
+    def _forget_first_depth(
+        self, begun: Tensor, predict_clean: CleanPrediction, scheduler: object, generator: torch.Generator
+    ) -> None:
+        """Give half of the walks that begin a first picture whose depth is dreamed, as a reset without depth does."""
+        coin = torch.rand(self.size, generator=generator, device=self.rows.device)
+        blind = begun & (coin < 0.5) & (self.step == 1)
+        chosen = (blind.float() + 0.5 * coin).topk(min(BLIND_BEGINS, self.size)).indices
+        rows = self.rows[chosen]
+        batch = self.sampler.reset_windows(rows, torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool))
+        noise = torch.randn(batch.target.shape, generator=generator, device=rows.device)
+        dreamt = denoise(predict_clean, scheduler, batch.window, noise, [1.0])[:, -1, DISPARITY]
+        before = self.dreamt[chosen, 0, DISPARITY]
+        self.dreamt[chosen, 0, DISPARITY] = torch.where(blind[chosen][:, None, None, None], dreamt.float(), before)
 
     def begin(self, which: Tensor, generator: torch.Generator) -> None:
         """Start the given walks anew, each in another clip."""
         rows = torch.randint(len(self.sampler.bank), (self.size,), generator=generator, device=self.rows.device)
         self.rows = torch.where(which, rows, self.rows)
-        self.step = torch.where(which, torch.ones_like(self.step), self.step)
+        self.step = torch.where(which, self.sampler.first_step(self.rows), self.step)
         self.dreamt = torch.where(which[:, None, None, None, None], self._truth(), self.dreamt)
 
     def _truth(self) -> Tensor:

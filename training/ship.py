@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-MAX_MEGABYTES = 32.0
+MAX_BYTES = 32 << 20
 
 
 def main(
@@ -26,7 +26,7 @@ def main(
 
     Args:
         run_dir: Folder of a finished transformer run.
-        out: Folder to write; replaced if it is there.
+        out: Folder to write; replaced if it is there, unless the new one would be too large to ship.
         step_sigmas: Noise levels of an env step, instead of the run's.
         clip_sigmas: Noise levels of prediction and planning, instead of the run's.
         reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
@@ -42,10 +42,10 @@ def main(
         "reconstruct_sigmas": reconstruct_sigmas,
     }
     parts.settings = replace(parts.settings, **{k: v for k, v in changes.items() if v is not None})
-    save_checkpoint(parts, out, transformer_int8=int8)
-    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 2**20
-    if size > MAX_MEGABYTES:
-        raise SystemExit(f"{out} takes {size:.1f} MiB, more than the {MAX_MEGABYTES:.0f} MiB that ship.")
+    try:
+        save_checkpoint(parts, out, transformer_int8=int8, max_bytes=MAX_BYTES)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from training.config import DataConfig
 
 CLIP_FRAMES = 16
 """Frames after the first one in a window of the three tasks."""
+OLD_UNIT_SHARE = 0.4
+"""Share of clips whose walk counts in the unit of a place that was left long ago (DESIGN decision 4)."""
+WALK = -1
+"""In place of the number of a start: a latent of a walk, in the walk's own unit."""
 
 
 def chunk_seeds(config: DataConfig, number: int, rank: int, world_size: int, seed: int) -> range:
@@ -91,7 +95,7 @@ def stored_to_network(stored: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Item:
-    """One latent of a clip: four frames (equal ones for a picture at rest) and the start whose unit they are in."""
+    """One disparity latent: four frames (equal ones for a picture at rest), and the start whose unit they are in."""
 
     frames: tuple[int, int, int, int]
     start: int
@@ -117,7 +121,7 @@ class Layout:
         windows = [[rest(s)] + [group(s // FRAMES_PER_LATENT + k) for k in range(1, 5)] for s in starts]
         goals = [rest(s + CLIP_FRAMES) for s in starts]
         self.colour_items = list(dict.fromkeys(walk + [f for w in windows for f in w] + goals))
-        disparity = [Item(f, 0) for f in walk]
+        disparity = [Item(f, WALK) for f in walk]
         disparity += [Item(f, i) for i, w in enumerate(windows) for f in [*w, goals[i]]]
         self.disparity_items = list(dict.fromkeys(disparity))
         colour_place = {f: i for i, f in enumerate(self.colour_items)}
@@ -127,7 +131,7 @@ class Layout:
             return torch.tensor(rows, device=device)
 
         self.walk_colour = table([colour_place[f] for f in walk])
-        self.walk_disparity = table([disparity_place[Item(f, 0)] for f in walk])
+        self.walk_disparity = table([disparity_place[Item(f, WALK)] for f in walk])
         self.walk_frames = table([list(f) for f in walk])
         self.clip_colour = table([[colour_place[f] for f in w] for w in windows])
         self.clip_disparity = table([[disparity_place[Item(f, i)] for f in w] for i, w in enumerate(windows)])
@@ -157,9 +161,12 @@ class LatentBank:
         half: dict[str, Any] = {"dtype": torch.float16, "device": device}
         self.colour = torch.empty(clips, len(self.layout.colour_items), 16, height, width, **half)
         self.disparity = torch.empty(clips, len(self.layout.disparity_items), 16, height, width, **half)
-        self.world_from_camera = torch.empty(clips, config.num_frames, 4, 4, device=device)
+        # float64: poses relative to another frame are differences of large numbers, and matrix units round.
+        self.world_from_camera = torch.empty(clips, config.num_frames, 4, 4, dtype=torch.float64, device=device)
         self.intrinsics = torch.empty(clips, 3, 3, device=device)
         self.unit = torch.empty(clips, len(config.clip_starts), device=device)
+        self.walk_unit = torch.empty(clips, device=device)
+        self.old_unit = torch.empty(clips, dtype=torch.bool, device=device)
         for number in sorted(live_chunks(config.chunks, renewals)):
             self._fill(number)
 
@@ -175,18 +182,25 @@ class LatentBank:
     def _fill(self, number: int) -> slice:
         clips, place = self.source(number), number % self.config.chunks
         rows = slice(place * self.config.chunk_clips, (place + 1) * self.config.chunk_clips)
-        self.world_from_camera[rows] = clips.world_from_camera.float()
+        self.world_from_camera[rows] = clips.world_from_camera.double()
         self.intrinsics[rows] = clips.intrinsics[:, 0]
         unit = torch.stack(
             [unit_from_depth(clips.depth[:, s], clips.valid[:, s]) for s in self.config.clip_starts], dim=1
         )
         self.unit[rows] = unit
+        # A long walk goes on in the unit of where it began: in a share of the clips the walk's unit is another one.
+        generator = torch.Generator().manual_seed(number)
+        old = torch.rand(len(unit), generator=generator) < OLD_UNIT_SHARE
+        factor = torch.where(old, torch.exp(0.5 * torch.randn(len(unit), generator=generator)), 1.0)
+        walk_unit = unit[:, 0] * factor.to(unit)
+        self.walk_unit[rows], self.old_unit[rows] = walk_unit, old.to(unit.device)
         for index, shown in enumerate(self.layout.colour_items):
             video = to_network(clips.rgb[:, list(shown)]).transpose(1, 2)
             self.colour[rows, index] = encode_group(self.colour_vae, video)
         for index, item in enumerate(self.layout.disparity_items):
             frames = list(item.frames)
-            stored = encode_disparity(clips.depth[:, frames], clips.valid[:, frames], unit[:, item.start])
+            length = walk_unit if item.start == WALK else unit[:, item.start]
+            stored = encode_disparity(clips.depth[:, frames], clips.valid[:, frames], length)
             self.disparity[rows, index] = encode_group(self.disparity_vae, stored_to_network(stored).transpose(1, 2))
         return rows
 

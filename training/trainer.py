@@ -51,6 +51,7 @@ class Run:
         self.average = AveragedWeights(self.parameters, config.optimizer.ema)
         self.step = 0
         self.extra: dict[str, Any] = {}
+        self.began = time.monotonic()
         self._clock_share = 0.0
         run_dir.mkdir(parents=True, exist_ok=True)
         newest = newest_run(run_dir)
@@ -59,7 +60,6 @@ class Run:
             self._load(state)
             logger.info("resumed %s at step %d", newest, self.step)
         self._trim_log()
-        self.began = time.monotonic()
 
     def generator(self, salt: int = 0) -> torch.Generator:
         """Return the generator of this step."""
@@ -127,6 +127,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.average,
+            "seconds": time.monotonic() - self.began,
             "extra": extra,
         }
         save_run(self.run_dir, self.step, state)
@@ -137,6 +138,7 @@ class Run:
             optimizer.load_state_dict(saved)
         self.average.average = state["average"]
         self.extra = state["extra"]
+        self.began = time.monotonic() - state["seconds"]
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.processes.rank == 0:
@@ -174,12 +176,26 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
     try:
         if processes.rank == 0:
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str))
+            _write_config(run_dir, config)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         return (train_autoencoder if config.stage == "autoencoder" else train_transformer)(config, run_dir, processes)
     finally:
         leave_processes(processes)
+
+
+def _write_config(run_dir: Path, config: TrainConfig) -> None:
+    """Write config.json, or refuse a folder that holds another run; how long and how often may change."""
+    path, free = run_dir / "config.json", ("steps", "minutes", "save_every", "log_every")
+    described = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists() and newest_run(run_dir) is not None:
+        before = json.loads(path.read_text())
+        changed = [k for k in described if k not in free and described[k] != before.get(k)]
+        if changed:
+            raise ValueError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder.")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(described, indent=2))
+    temporary.rename(path)
 
 
 def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
@@ -229,10 +245,12 @@ def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) 
         run.descend(total, progress)
         return {"loss": total.detach(), **record}
 
-    run.loop(advance, dict)
+    try:
+        run.loop(advance, dict)
+        last = next(batches)
+    finally:
+        source.close()
     run.average.copy_to(run.parameters)
-    last = next(batches)
-    source.close()
     statistics = measure_latents(modules, last, processes)
     for name, module in modules.items():
         module.register_to_config(latents_mean=statistics[name][0], latents_std=statistics[name][1])
@@ -270,7 +288,9 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         for block in transformer.transformer_blocks:
             block.compile(dynamic=False)
     source = _source(config, processes)
-    bank = LatentBank(data, autoencoders.vae, autoencoders.disparity_vae, device, source, run.step // data.renew_every)
+    bank = LatentBank(
+        data, autoencoders.vae, autoencoders.disparity_vae, device, source, max(run.step - 1, 0) // data.renew_every
+    )
     predict_clean = CleanPrediction(
         transformer, torch.ones(1, 1, PROMPT_DIM, device=device), data.fps, bf16=config.bf16
     )
@@ -280,7 +300,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     if min(clips, *sizes.values()) < 1:
         raise ValueError(f"batch_size {config.batch_size} leaves no sample for some kind of window; use at least 32.")
     walkers = Walkers(sampler, sizes["walker"], run.generator(salt=7))
-    if run.extra:
+    if run.extra and processes.rank == 0:  # the walks of the other processes begin anew
         walkers.load_state_dict(run.extra["walkers"])
     scheduler = FlowMatchEulerDiscreteScheduler()
 
@@ -291,6 +311,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
             walkers.begin((walkers.rows >= new.start) & (walkers.rows < new.stop), generator)
         rows = torch.randint(len(bank), (sizes["step"],), generator=generator, device=device)
         step = torch.randint(1, data.latent_steps, (sizes["step"],), generator=generator, device=device)
+        step = step.maximum(sampler.first_step(rows))
         walk = walkers.batch(generator)
         batches = {
             "clip": sampler.clips(clips, generator),
@@ -307,8 +328,10 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         walkers.advance(walk, predict_clean, scheduler, stage.walker_sigmas, generator, dream)
         return record
 
-    run.loop(advance, lambda: {"walkers": walkers.state_dict()})
-    source.close()
+    try:
+        run.loop(advance, lambda: {"walkers": walkers.state_dict()})
+    finally:
+        source.close()
     run.average.copy_to(run.parameters)
     if processes.rank == 0:
         export(run_dir / EXPORT, config, autoencoders.vae, autoencoders.disparity_vae, transformer)
@@ -340,7 +363,11 @@ def export(folder: Path, config: TrainConfig, colour: Any, disparity: Any, trans
             config.seed, lambda: build_transformer(data.height, data.width, **config.transformer.architecture)
         )
     settings = Settings(
-        height=data.height, width=data.width, fps=data.fps, history_noise=config.transformer.history_noise
+        height=data.height,
+        width=data.width,
+        fps=data.fps,
+        history_noise=config.transformer.history_noise,
+        step_sigmas=config.transformer.walker_sigmas,
     )
     parts = Components(
         settings, colour, disparity, transformer, FlowMatchEulerDiscreteScheduler(), torch.ones(1, 1, PROMPT_DIM)

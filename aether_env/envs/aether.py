@@ -64,7 +64,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         model: Checkpoint of the dream, a bundled name or a folder.
         height: Pixels; None is the checkpoint's, in the simulator 64.
         width: Pixels; None is the checkpoint's, in the simulator 96.
-        fps: Frames per second of the world's time.
+        fps: Frames per second; None is the checkpoint's (a dream has no other), in the simulator 12.
         frames_per_step: Frames that one env step lasts.
         horizontal_fov: Degrees; None is the scene's own in the simulator, 70 for a picture without intrinsics.
         max_translation: Metres per axis and step.
@@ -93,7 +93,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         model: str = "mini",
         height: int | None = None,
         width: int | None = None,
-        fps: float = 12.0,
+        fps: float | None = None,
         frames_per_step: int = 4,
         horizontal_fov: float | None = None,
         max_translation: float = 0.3,
@@ -114,7 +114,8 @@ class AetherEnv(gym.Env[Observation, Any]):
         _check_one_of("render_mode", render_mode, (None, "rgb_array", "rgb_array_list"))
         _check_range("far", far, 0.0, FAR_DEPTH)
         _check_range("near", near, 0.0, far)
-        _check_range("fps", fps, 0.0, 1000.0)
+        if fps is not None:
+            _check_range("fps", fps, 0.0, 1000.0)
         for name, number in (("height", height), ("width", width), ("frames_per_step", frames_per_step)):
             if number is None and name != "frames_per_step":
                 continue

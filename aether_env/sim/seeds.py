@@ -17,6 +17,9 @@ SPLITS = {
 }
 """The seeds of each split."""
 
+SEED_LIMIT = 2**61
+"""Seeds lie below: 64 bits hold a seed and three bits for the stream."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -51,11 +54,13 @@ def as_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return seeds as (N,) int64.
 
     Raises:
-        ValueError: Not a non-empty list of integers >= 0.
+        ValueError: Not a non-empty list of integers in [0, 2**61).
     """
     seeds_N = np.asarray(seeds)
-    if seeds_N.ndim != 1 or not len(seeds_N) or seeds_N.dtype.kind not in "iu" or int(seeds_N.min()) < 0:
-        raise ValueError(f"seeds must be a non-empty list of integers >= 0, got {seeds!r}.")
+    if seeds_N.ndim != 1 or not len(seeds_N) or seeds_N.dtype.kind not in "iu":
+        raise ValueError(f"seeds must be a non-empty list of integers in [0, 2**61), got {seeds!r}.")
+    if int(seeds_N.min()) < 0 or int(seeds_N.max()) >= SEED_LIMIT:
+        raise ValueError(f"seeds must lie in [0, 2**61), got {seeds!r}; larger ones would name the same scenes again.")
     return seeds_N.astype(np.int64)
 
 
@@ -66,9 +71,9 @@ def draw_uniforms(seeds_N: np.ndarray, count: int, *, stream: int) -> np.ndarray
     same whatever else is in the batch, and on every version of numpy.
 
     Args:
-        seeds_N: (N,) integers >= 0.
+        seeds_N: (N,) integers in [0, 2**61).
         count: Numbers per seed.
-        stream: Separates uses of the same seed.
+        stream: 0 to 7, separates uses of the same seed.
     """
     with np.errstate(over="ignore"):
         state_N1 = _mix(seeds_N.astype(np.uint64)[:, None] * np.uint64(8) + np.uint64(stream))

@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
 
+from aether_env.camera import check_poses
 from aether_env.conventions import FAR_DEPTH
+from aether_env.disparity import unit_from_depth
 from aether_env.sim.clips import clear_renderers, draw_views, scene_intrinsics
 from aether_env.sim.physics import mover_starts, simulate
 from aether_env.sim.scenes import Scenes, sample_scenes
@@ -17,7 +20,8 @@ from aether_env.sim.solids import Solids
 from aether_env.sim.walks import camera_pose
 from aether_env.world_model.promise import Frames, RolloutState, Start
 
-_UNIT_QUANTILE = 0.1
+_SURFACE = 0.999 * FAR_DEPTH
+"""Depth below which a pixel counts for the unit, as in the dream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class SimState:
     seconds: np.ndarray
     """(B,) time since reset."""
     unit: np.ndarray
-    """(B,) metres: the near quantile of the depth at reset, see docs of `describe`."""
+    """(B,) metres: the near quantile of the depth at reset, see `describe`."""
 
     def __len__(self) -> int:
         """Return the number of worlds."""
@@ -128,8 +132,9 @@ class SimWorld:
             unit=np.ones(count),
         )
         frames = self._show(state, pose[:, None], np.broadcast_to(np.eye(4), (count, 1, 4, 4)))
-        unit = [_near_quantile(depth) for depth in frames.depth[:, 0]]
-        return replace(state, unit=np.array(unit)), frames
+        depth = torch.as_tensor(frames.depth[:, 0])
+        unit = unit_from_depth(depth, depth < _SURFACE).double().numpy()
+        return replace(state, unit=unit), frames
 
     def advance(self, state: RolloutState, world_from_camera_BT44: np.ndarray) -> tuple[SimState, Frames]:
         """Step physics and show what the cameras see along the next `frames_per_step` poses; `state` is not modified.
@@ -141,7 +146,7 @@ class SimWorld:
             world_from_camera_BT44: (B, frames_per_step, 4, 4), world = the camera at reset.
 
         Raises:
-            ValueError: A state of another world, or poses of a wrong shape or not finite.
+            ValueError: A state of another world, or poses of a wrong shape, not finite or not rigid.
         """
         state = _own(state)
         path = self._path(world_from_camera_BT44, len(state), self.frames_per_step)
@@ -160,7 +165,7 @@ class SimWorld:
             world_from_camera_T44: (T, 4, 4) poses at frames 0, 1, ... since the start; world = the camera at reset.
 
         Raises:
-            ValueError: Poses of a wrong shape or not finite.
+            ValueError: Poses of a wrong shape, not finite or not rigid.
         """
         scenes = self._scenes([scene_seed])
         path = np.asarray(world_from_camera_T44, dtype=np.float64)
@@ -183,6 +188,9 @@ class SimWorld:
         Args:
             state: Of `start` or `advance`; movers are where it has them.
             world_from_camera_BT44: (B, T, 4, 4), world = the camera at reset.
+
+        Raises:
+            ValueError: A state of another world, or poses of a wrong shape, not finite or not rigid.
         """
         state = _own(state)
         path = np.asarray(world_from_camera_BT44, dtype=np.float64)
@@ -203,7 +211,7 @@ class SimWorld:
     def describe(self, state: RolloutState) -> list[dict[str, Any]]:
         """Return for each world its scene's seed, the seconds since reset, and the unit of length.
 
-        The unit is the 10 % quantile of the valid depth at reset, in metres.
+        The unit is the 10 % quantile of the valid depth at reset, in metres, by the rule of `unit_from_depth`.
         """
         state = _own(state)
         return [
@@ -232,9 +240,7 @@ class SimWorld:
                 f"world_from_camera must have shape ({count}, {num_frames or 'frames'}, 4, 4), got {path.shape}; "
                 "one pose for each world and frame."
             )
-        if not np.isfinite(path).all():
-            raise ValueError("world_from_camera must be finite, got NaN or infinity; check the action.")
-        return path
+        return check_poses("world_from_camera", path)
 
     def _show(self, state: SimState, mover_pose_BTM7: np.ndarray, world_from_camera_BT44: np.ndarray) -> Frames:
         count, num_frames = world_from_camera_BT44.shape[:2]
@@ -262,8 +268,3 @@ def _own(state: RolloutState) -> SimState:
     if not isinstance(state, SimState):
         raise ValueError(f"state must come from SimWorld.start or advance, got {type(state).__name__}.")
     return state
-
-
-def _near_quantile(depth_HW: np.ndarray) -> float:
-    seen = depth_HW[depth_HW < FAR_DEPTH]
-    return float(np.quantile(seen, _UNIT_QUANTILE)) if len(seen) else 1.0

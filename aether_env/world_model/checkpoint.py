@@ -15,10 +15,9 @@ Nothing is unpickled, classes come from a fixed list, sizes are checked before m
 from __future__ import annotations
 
 import json
-import math
-import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aether_env.world_model.autoencoder import CausalGroupAutoencoder
+from aether_env.world_model.conditions import INPUT_CHANNELS, LATENT_CHANNELS, TARGET_CHANNELS, checked_fps
 
 SETTINGS_FILE = "aether.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -44,6 +44,53 @@ CLASSES: dict[str, type] = {
 BUNDLED = Path(__file__).parent.parent / "checkpoints"
 MAX_HEADER_BYTES = 16 << 20
 MAX_JSON_BYTES = 1 << 20
+PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of torch's zip files and of bare pickles."""
+MAX_NUMBER = 1e38
+MIN_STD = 1e-6
+"""Least standard deviation of a latent channel: latents are divided by it."""
+MAX_INNER_DIM = 8192
+"""Largest width of a transformer, heads times their dimension."""
+BOUNDS: dict[type, dict[str, tuple[int, int]]] = {
+    CausalGroupAutoencoder: {
+        "width": (8, 4096),
+        "fine_width": (8, 4096),
+        "encoder_blocks": (0, 64),
+        "decoder_blocks": (0, 64),
+        "fine_blocks": (0, 64),
+    },
+    CogVideoXTransformer3DModel: {
+        "num_layers": (1, 128),
+        "num_attention_heads": (1, 256),
+        "attention_head_dim": (16, 512),
+        "time_embed_dim": (1, 4096),
+        "text_embed_dim": (1, 8192),
+        "max_text_seq_length": (1, 4096),
+        "sample_height": (1, 4096),
+        "sample_width": (1, 4096),
+        "sample_frames": (1, 4096),
+        "temporal_compression_ratio": (1, 64),
+    },
+}
+"""Least and largest integers of a component's config, so that a damaged one takes neither memory nor time."""
+FIXED: dict[type, dict[str, Any]] = {
+    CausalGroupAutoencoder: {"latent_channels": LATENT_CHANNELS},
+    CogVideoXTransformer3DModel: {
+        "in_channels": INPUT_CHANNELS,
+        "out_channels": TARGET_CHANNELS,
+        "patch_size": 2,
+        "patch_size_t": None,
+        "ofs_embed_dim": None,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "norm_eps": 1e-5,
+        "activation_fn": "gelu-approximate",
+        "timestep_activation_fn": "silu",
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": False,
+    },
+}
+"""What every checkpoint of our own layout has in common."""
 
 
 class CheckpointError(ValueError):
@@ -82,12 +129,23 @@ class Settings:
                 raise ValueError(f"{name} must be a multiple of 8 in 16..4096, got {value!r}.")
         for name in ("fps", "origin_gain", "headroom", "unit_quantile"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            if not _is_number(value) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        if not 0 <= self.history_noise < 1:
-            raise ValueError(f"history_noise must be in 0..1, got {self.history_noise!r}.")
+        checked_fps(self.fps)
+        if self.unit_quantile >= 1:
+            raise ValueError(f"unit_quantile must be between 0 and 1, got {self.unit_quantile!r}.")
+        if not _is_number(self.history_noise) or not 0 <= self.history_noise < 1:
+            raise ValueError(f"history_noise must be at least 0 and below 1, got {self.history_noise!r}.")
         for name in ("step_sigmas", "clip_sigmas", "reconstruct_sigmas"):
-            checked_sigmas(name, getattr(self, name))
+            levels = getattr(self, name)
+            if not isinstance(levels, tuple | list) or not all(_is_number(level) for level in levels):
+                raise ValueError(f"{name} must be a list of numbers, got {levels!r}; for example 1.0 0.6.")
+            checked_sigmas(name, levels)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is a number that float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def checked_sigmas(name: str, sigmas: Sequence[float]) -> list[float]:
@@ -162,49 +220,75 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Com
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / SETTINGS_FILE}: {error}") from error
     prompt = read_weights(folder / PROMPT_FILE)
-    if set(prompt) != {"prompt_embeds"} or prompt["prompt_embeds"].ndim != 3:
-        raise CheckpointError(f"{folder / PROMPT_FILE} must hold one tensor 'prompt_embeds' of three dimensions.")
-    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    _known_class(scheduler_config, folder / "scheduler" / "scheduler_config.json", FlowMatchEulerDiscreteScheduler)
+    if set(prompt) != {"prompt_embeds"}:
+        raise CheckpointError(f"{folder / PROMPT_FILE} must hold one tensor 'prompt_embeds', got {sorted(prompt)[:3]}.")
     components = Components(
         settings=settings,
-        vae=_load_module(folder / "vae", CausalGroupAutoencoder),
-        disparity_vae=_load_module(folder / "disparity_vae", CausalGroupAutoencoder),
+        vae=_load_module(folder / "vae", CausalGroupAutoencoder, in_channels=3),
+        disparity_vae=_load_module(folder / "disparity_vae", CausalGroupAutoencoder, in_channels=1),
         transformer=_load_module(folder / "transformer", CogVideoXTransformer3DModel),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
-        prompt_embeds=prompt["prompt_embeds"],
+        scheduler=_load_scheduler(folder / "scheduler" / "scheduler_config.json"),
+        prompt_embeds=prompt["prompt_embeds"].float(),
     )
+    shape, dim = tuple(components.prompt_embeds.shape), components.transformer.config.text_embed_dim
+    if len(shape) != 3 or shape[0] != 1 or shape[1] < 1 or shape[2] != dim:
+        raise CheckpointError(
+            f"{folder / PROMPT_FILE}: prompt_embeds must have the shape (1, tokens, {dim}), where {dim} is the "
+            f"transformer's text_embed_dim, got {shape}."
+        )
     return components.to(device)
 
 
-def save_checkpoint(components: Components, folder: Path, *, transformer_int8: bool = True) -> None:
-    """Write a checkpoint under a temporary name, then rename it.
+def save_checkpoint(
+    components: Components, folder: Path, *, transformer_int8: bool = True, max_bytes: int | None = None
+) -> None:
+    """Write a checkpoint beside `folder`, then rename it; whatever fails, a checkpoint that was there stays.
 
     Args:
         components: What to write.
         folder: Where; replaced if it is there.
         transformer_int8: Store the transformer's matrices as int8 with one scale per row; all else is float16.
+        max_bytes: Largest size of all files together; None: any.
+
+    Raises:
+        ValueError: `folder` is a file, or the checkpoint would be larger than `max_bytes`.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder or new, got the file {folder}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = workspace / "new", workspace / "old"
     try:
-        _write_json(temporary / SETTINGS_FILE, asdict(components.settings))
-        for name in ("vae", "disparity_vae", "transformer"):
-            module: Any = getattr(components, name)
-            (temporary / name).mkdir()
-            config = {"_class_name": type(module).__name__}
-            config |= {k: v for k, v in module.config.items() if not k.startswith("_")}
-            _write_json(temporary / name / "config.json", config)
-            state = {k: v.detach().float().cpu() for k, v in module.state_dict().items()}
-            packed = pack_weights(state, int8=transformer_int8 and name == "transformer")
-            save_file(packed, temporary / name / WEIGHTS_FILE)
-        components.scheduler.save_pretrained(temporary / "scheduler")
-        save_file({"prompt_embeds": components.prompt_embeds.cpu().contiguous()}, temporary / PROMPT_FILE)
+        _write(components, new, transformer_int8)
+        size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"{folder} would take {size} bytes, more than the {max_bytes} allowed.")
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        # If the old one can not go back either, this raises and leaves it in the workspace.
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(workspace)
+        raise
+    shutil.rmtree(workspace)
+
+
+def _write(components: Components, folder: Path, transformer_int8: bool) -> None:
+    folder.mkdir()
+    _write_json(folder / SETTINGS_FILE, asdict(components.settings))
+    for name in ("vae", "disparity_vae", "transformer"):
+        module: Any = getattr(components, name)
+        (folder / name).mkdir()
+        config = {"_class_name": type(module).__name__}
+        config |= {k: v for k, v in module.config.items() if not k.startswith("_")}
+        _write_json(folder / name / "config.json", config)
+        state = {k: v.detach().float().cpu() for k, v in module.state_dict().items()}
+        packed = pack_weights(state, int8=transformer_int8 and name == "transformer")
+        save_file(packed, folder / name / WEIGHTS_FILE)
+    components.scheduler.save_pretrained(folder / "scheduler")
+    save_file({"prompt_embeds": components.prompt_embeds.cpu().contiguous()}, folder / PROMPT_FILE)
 
 
 def pack_weights(state: dict[str, Tensor], *, int8: bool) -> dict[str, Tensor]:
@@ -237,13 +321,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Missing, too large, or no JSON object.
     """
+    if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no settings file.")
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no settings file.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: {path.parent} is no whole checkpoint.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); fetch the checkpoint again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}.")
@@ -262,17 +346,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path} is missing or unreadable: {path.parent} is no whole checkpoint.") from error
     size = path.stat().st_size
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # The length of a sane header may begin with the bytes of a pickle, so what is no safetensors file is told first.
+    sane = len(head) == 9 and struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_HEADER_BYTES) and head[8:] == b"{"
+    if not sane and head[:2] in PICKLE_STARTS:
         raise CheckpointError(f"{path} is a pickle, which is never opened; convert it to safetensors.")
-    if len(head) < 8 or struct.unpack("<Q", head)[0] > min(size - 8, MAX_HEADER_BYTES):
+    if not sane:
         raise CheckpointError(f"{path} is no safetensors file or is truncated; fetch the checkpoint again.")
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); fetch the checkpoint again.") from error
 
 
@@ -282,24 +368,81 @@ def _known_class(config: dict[str, Any], path: Path, expected: type) -> None:
         raise CheckpointError(f"{path} names the class {name!r}; expected {expected.__name__!r}.")
 
 
-def _load_module(folder: Path, cls: type) -> Any:
-    config = read_json(folder / "config.json")
-    _known_class(config, folder / "config.json", cls)
+def _load_scheduler(path: Path) -> FlowMatchEulerDiscreteScheduler:
+    config = read_json(path)
+    _known_class(config, path, FlowMatchEulerDiscreteScheduler)
+    # The sampler goes along plain levels, so that a scheduler of any other kind would be ignored or lead astray.
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    for name, value in config.items():
+        if not name.startswith("_") and (name not in scheduler.config or value != scheduler.config[name]):
+            wanted = repr(scheduler.config[name]) if name in scheduler.config else "absent"
+            raise CheckpointError(f"{path}: {name} must be {wanted}, got {value!r}.")
+    return scheduler
+
+
+def _load_module(folder: Path, cls: type, **fixed: Any) -> Any:
+    path = folder / "config.json"
+    config = read_json(path)
+    _known_class(config, path, cls)
+    _check_config(config, path, cls, FIXED[cls] | fixed)
+    with torch.device("meta"):
+        wanted = {name: tuple(t.shape) for name, t in _build(cls, config, path).state_dict().items()}
     packed = read_weights(folder / WEIGHTS_FILE)
-    if any(t.dtype == torch.int8 and f"{n}.scale" not in packed for n, t in packed.items()):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} holds int8 weights without their scales.")
+    _check_packed(packed, folder / WEIGHTS_FILE)
     state = unpack_weights(packed)
-    try:
-        with torch.device("meta"):
-            module: nn.Module = cls.from_config({k: v for k, v in config.items() if k != "_class_name"})  # type: ignore[attr-defined]
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from error
-    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     wrong = [f"{n}: {found.get(n, 'missing')} instead of {s}" for n, s in wanted.items() if found.get(n) != s]
     wrong += [f"{n}: not in the config" for n in found if n not in wanted]
     if wrong:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} does not fit config.json: {'; '.join(wrong[:3])}.")
-    module = cls.from_config({k: v for k, v in config.items() if k != "_class_name"})  # type: ignore[attr-defined]
+    module = _build(cls, config, path)
     module.load_state_dict(state)
     return module
+
+
+def _build(cls: Any, config: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        return cls.from_config({k: v for k, v in config.items() if k != "_class_name"})
+    except Exception as error:  # diffusers fails in its own ways, UnboundLocalError among them
+        raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error}") from error
+
+
+def _check_config(config: dict[str, Any], path: Path, cls: type, fixed: dict[str, Any]) -> None:
+    for name, (least, most) in BOUNDS[cls].items():
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise CheckpointError(f"{path}: {name} must be an integer in {least}..{most}, got {value!r}.")
+    for name, wanted in fixed.items():
+        value = config.get(name)
+        if value != wanted or type(value) is not type(wanted):
+            raise CheckpointError(f"{path}: {name} must be {wanted!r}, got {value!r}.")
+    if cls is CogVideoXTransformer3DModel:
+        heads, dim = config["num_attention_heads"], config["attention_head_dim"]
+        if dim % 16 or heads * dim > MAX_INNER_DIM:
+            raise CheckpointError(
+                f"{path}: attention_head_dim must be a multiple of 16 and at most {MAX_INNER_DIM} times "
+                f"num_attention_heads, got {dim} and {heads}."
+            )
+        return
+    for name in ("latents_mean", "latents_std"):
+        value = config.get(name)
+        if value is None:  # not measured yet
+            continue
+        if not isinstance(value, list) or len(value) != LATENT_CHANNELS or not all(_is_number(v) for v in value):
+            raise CheckpointError(f"{path}: {name} must be {LATENT_CHANNELS} finite numbers, got {value!r}.")
+        if name == "latents_std" and min(value) < MIN_STD:
+            raise CheckpointError(f"{path}: latents_std must be at least {MIN_STD}, got {min(value)}.")
+
+
+def _check_packed(packed: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in packed.items():
+        if tensor.dtype != torch.int8:
+            continue
+        scale = packed.get(f"{name}.scale")
+        if tensor.ndim != 2 or scale is None:
+            raise CheckpointError(f"{path}: {name} of shape {tuple(tensor.shape)} is int8 without scales of its rows.")
+        if not scale.is_floating_point() or scale.shape != (len(tensor), 1) or not scale.isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name}.scale must be finite floats of shape ({len(tensor)}, 1), "
+                f"got {scale.dtype} of shape {tuple(scale.shape)}."
+            )

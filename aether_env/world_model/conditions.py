@@ -45,6 +45,17 @@ def checked_fps(fps: float) -> float:
     return float(fps)
 
 
+def trained_fps(fps: float | None, trained: float) -> float:
+    """Return the frames per second that a checkpoint was trained at; `fps` may ask for no other.
+
+    Raises:
+        ValueError: The checkpoint was trained at another speed: its dreams would fall apart without a word.
+    """
+    if fps is not None and fps != trained:
+        raise ValueError(f"fps must be {trained:g}, the speed this checkpoint was trained at, got {fps}; resample.")
+    return float(trained)
+
+
 @dataclass(frozen=True)
 class Window:
     """The conditions of B windows of N latent steps.

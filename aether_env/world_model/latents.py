@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aether_env.conventions import FAR_DEPTH, FRAMES_PER_LATENT
-from aether_env.disparity import decode_disparity, encode_disparity, unit_from_depth
+from aether_env.disparity import decode_disparity, encode_disparity, fill_depth, unit_from_depth
 from aether_env.world_model.checkpoint import Components
 from aether_env.world_model.conditions import slot_raymaps
 from aether_env.world_model.network import CleanPrediction
@@ -40,7 +40,7 @@ class Codec:
 
     def unit(self, depth: Tensor) -> Tensor:
         """Return the length unit (B,) of first frames' depth (B, H, W), metres, not finite or <= 0 where unknown."""
-        return unit_from_depth(depth, usable(depth), self.parts.settings.unit_quantile)
+        return unit_from_depth(depth, shows_surface(depth), self.parts.settings.unit_quantile)
 
     def encode_colour(self, rgb: Tensor) -> Tensor:
         """Encode (B, T, H, W, 3) uint8 to normalised latents (B, T / 4, 16, h, w)."""
@@ -49,8 +49,12 @@ class Codec:
         return vae.normalise(vae.encode(video).latent_dist.mode()).transpose(1, 2)
 
     def encode_depth(self, depth: Tensor, unit: Tensor) -> Tensor:
-        """Encode depth (B, T, H, W), not finite or <= 0 where unknown, to normalised latents (B, T / 4, 16, h, w)."""
-        stored = encode_disparity(depth, usable(depth), unit, self.parts.settings.headroom)
+        """Encode depth (B, T, H, W), not finite or <= 0 where unknown, to normalised latents (B, T / 4, 16, h, w).
+
+        Unknown depth is filled from around it: the network has seen complete depth only, with the sky at disparity 0.
+        """
+        filled = fill_depth(depth.flatten(0, 1)).view(depth.shape)
+        stored = encode_disparity(filled, shows_surface(filled), unit, self.parts.settings.headroom)
         vae = self.parts.disparity_vae
         return vae.normalise(vae.encode(stored[:, None] * 2.0 - 1.0).latent_dist.mode()).transpose(1, 2)
 
@@ -77,9 +81,14 @@ class Codec:
         )
 
 
-def usable(depth: Tensor) -> Tensor:
-    """Return where depth is known to be that of a surface: the sky, at FAR_DEPTH, has none."""
-    return torch.isfinite(depth) & (depth > 0) & (depth < FAR_DEPTH)
+def known_depth(depth: Tensor) -> Tensor:
+    """Return where depth is known, be it a surface or the sky."""
+    return torch.isfinite(depth) & (depth > 0)
+
+
+def shows_surface(depth: Tensor) -> Tensor:
+    """Return where depth is known to be that of a surface: the sky has FAR_DEPTH, but for rounding in files."""
+    return known_depth(depth) & (depth < 0.999 * FAR_DEPTH)
 
 
 def at_rest(picture: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aether_env.camera import check_poses, relative_to
+from aether_env.camera import check_intrinsics, check_poses, relative_to
+from aether_env.conventions import FAR_DEPTH
 from aether_env.raymap import decode_raymap, unpack_raymap
 from aether_env.world_model.checkpoint import Components, checked_sigmas, load_checkpoint
 from aether_env.world_model.conditions import (
@@ -26,10 +27,10 @@ from aether_env.world_model.conditions import (
     TARGET_CHANNELS,
     WINDOW,
     Window,
-    checked_fps,
+    trained_fps,
 )
 from aether_env.world_model.denoise import denoise
-from aether_env.world_model.latents import Codec, at_rest, usable
+from aether_env.world_model.latents import Codec, at_rest, known_depth, shows_surface
 from aether_env.world_model.noise import normal_noise
 
 CLIP_FRAMES = 17
@@ -185,15 +186,15 @@ class AetherPipeline:
         fps: float | None,
     ) -> ClipResult:
         batch, device = len(first), self.codec.device
-        fps = checked_fps(self.settings.fps if fps is None else fps)
+        fps = trained_fps(fps, self.settings.fps)
         seeds = [0] * batch if seeds is None else list(seeds)
         if len(seeds) != batch:
             raise ValueError(f"seeds must be {batch} integers, got {len(seeds)}.")
-        depths = self._depth("depth", depth, batch)
+        depths = self._depth("depth", depth, batch, clip=video is not None)
         unit = torch.ones(batch, device=device)
         metric = torch.zeros(batch, dtype=torch.bool, device=device)
         if depths is not None:
-            metric = usable(depths[:, 0]).flatten(1).any(dim=1)
+            metric = shows_surface(depths[:, 0]).flatten(1).any(dim=1)
             unit = torch.where(metric, self.codec.unit(depths[:, 0]), unit)
 
         known = torch.zeros(batch, WINDOW, TARGET_CHANNELS, *self.codec.latent_size, device=device)
@@ -212,11 +213,11 @@ class AetherPipeline:
             if depths.shape[1] == CLIP_FRAMES:
                 known[:, 1:, DISPARITY] = self.codec.encode_depth(depths[:, 1:], unit)
                 mask[:, 1:, 1] = metric[:, None].float()
-        goal_depths = self._depth("goal_depth", goal_depth, batch)
+        goal_depths = self._depth("goal_depth", goal_depth, batch, clip=False)
         if goal_depths is not None:
             known[:, -1, DISPARITY] = self.codec.encode_depth(at_rest(goal_depths[:, 0]), unit)[:, 0]
             mask[:, -1, 1] = metric.float()
-        self._show_path(known, mask, path, intrinsics, unit)
+        given = self._show_path(known, mask, path, intrinsics, unit)
 
         nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds], dtype=torch.int64, device=device)
         zero = torch.zeros_like(nonce)
@@ -225,20 +226,25 @@ class AetherPipeline:
         predict = self.codec.predict_clean(fps)
         sigmas = self.sigmas if video is None else self.reconstruct_sigmas
         latents = denoise(predict, self.components.scheduler, window, noise, sigmas)
-        return self._result(latents, window, video, first, depths, unit, metric)
+        result = self._result(latents, video, first, depths, unit, metric)
+        return result if given is None else replace(result, world_from_camera=given[0], intrinsics=given[1])
 
     def _show_path(
         self, known: Tensor, mask: Tensor, path: np.ndarray | None, intrinsics: np.ndarray | None, unit: Tensor
-    ) -> None:
-        """Fill the ray condition of a window under construction: the whole path, or the first frame's rays."""
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Fill the ray condition of a window under construction: the whole path, or the first frame's rays.
+
+        Returns:
+            Poses (B, 17, 4, 4) relative to the first and intrinsics (B, 17, 3, 3), where the whole path is known.
+        """
         if intrinsics is None:
             if path is not None:
                 raise ValueError("world_from_camera needs intrinsics; camera.intrinsics_from_fov makes them.")
-            return
+            return None
         batch, device = len(known), known.device
-        matrix = np.asarray(intrinsics, dtype=np.float64)
-        if matrix.shape != (batch, 3, 3) or not np.isfinite(matrix).all():
-            raise ValueError(f"intrinsics must be finite {(batch, 3, 3)}, got {matrix.shape}.")
+        matrix = check_intrinsics("intrinsics", intrinsics)
+        if matrix.shape != (batch, 3, 3):
+            raise ValueError(f"intrinsics must be {(batch, 3, 3)}, got {matrix.shape}.")
         steps = 1 if path is None else WINDOW
         poses = np.tile(np.eye(4), (batch, CLIP_FRAMES, 1, 1))
         if path is not None:
@@ -252,11 +258,11 @@ class AetherPipeline:
         matrix_t = torch.as_tensor(matrix, dtype=torch.float32, device=device)
         known[:, :steps, RAY] = self.codec.rays(slots_t, matrix_t, unit)
         mask[:, :steps, 2] = 1.0
+        return None if path is None else (poses, np.repeat(matrix[:, None], CLIP_FRAMES, axis=1))
 
     def _result(
         self,
         latents: Tensor,
-        window: Window,
         video: Tensor | None,
         first: Tensor,
         depths: Tensor | None,
@@ -272,10 +278,8 @@ class AetherPipeline:
         if depths is not None:
             given = depths[:, :1] if depths.shape[1] == 1 else depths
             span = slice(0, given.shape[1])
-            depth[:, span] = torch.where(usable(given), given, depth[:, span])
-        known = window.mask[:, :, 2, None, None, None].bool()
-        rays = torch.where(known, window.known[:, :, RAY], latents[:, :, RAY])
-        raymap = unpack_raymap(rays, packing="consecutive")
+            depth[:, span] = torch.where(known_depth(given), given.clamp(max=FAR_DEPTH), depth[:, span])
+        raymap = unpack_raymap(latents[:, :, RAY], packing="consecutive")
         # The first picture stands for four frames: the mean of its four raymaps is its own.
         raymap = torch.cat([raymap[:, :4].mean(dim=1, keepdim=True), raymap[:, 4:]], dim=1).double()
         pose, intrinsics = decode_raymap(
@@ -310,16 +314,17 @@ class AetherPipeline:
                 f"{name} must be uint8 (B, {', '.join(map(str, wanted))}), got {pictures.dtype} {pictures.shape}; "
                 "pictures.fit_picture resizes one picture."
             )
-        return torch.as_tensor(pictures, device=self.codec.device)
+        return torch.as_tensor(np.array(pictures, order="C"), device=self.codec.device)
 
-    def _depth(self, name: str, depth: np.ndarray | None, batch: int) -> Tensor | None:
-        """Return (B, 1 or 17, H, W) float32, 0 where unknown."""
+    def _depth(self, name: str, depth: np.ndarray | None, batch: int, *, clip: bool) -> Tensor | None:
+        """Return (B, 1 or, of a `clip`, 17, H, W) float32, 0 where unknown."""
         if depth is None:
             return None
         depth = np.asarray(depth, dtype=np.float32)
         size = (self.settings.height, self.settings.width)
-        if depth.shape not in ((batch, *size), (batch, CLIP_FRAMES, *size)):
-            raise ValueError(f"{name} must be {(batch, *size)} or {(batch, CLIP_FRAMES, *size)}, got {depth.shape}.")
+        shapes = [(batch, *size), (batch, CLIP_FRAMES, *size)][: 1 + clip]
+        if depth.shape not in shapes:
+            raise ValueError(f"{name} must be {' or '.join(map(str, shapes))}, got {depth.shape}.")
         depth = np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
         depth_t = torch.as_tensor(depth, device=self.codec.device)
         return depth_t[:, None] if depth_t.ndim == 3 else depth_t

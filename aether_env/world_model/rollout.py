@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aether_env.camera import check_poses, intrinsics_from_fov
+from aether_env.camera import check_intrinsics, check_poses, intrinsics_from_fov
 from aether_env.conventions import FAR_DEPTH, FRAMES_PER_LATENT
+from aether_env.disparity import fill_depth
 from aether_env.world_model.checkpoint import Components, checked_sigmas, load_checkpoint
 from aether_env.world_model.conditions import (
     COLOUR,
@@ -26,10 +27,10 @@ from aether_env.world_model.conditions import (
     TARGET_CHANNELS,
     WINDOW,
     Window,
-    checked_fps,
+    trained_fps,
 )
 from aether_env.world_model.denoise import denoise
-from aether_env.world_model.latents import Codec, at_rest, usable
+from aether_env.world_model.latents import Codec, at_rest, shows_surface
 from aether_env.world_model.noise import normal_noise
 from aether_env.world_model.promise import Frames, Start
 
@@ -95,7 +96,7 @@ class DreamWorld:
         components: Of a checkpoint.
         height: Must be the checkpoint's; None takes it.
         width: As height.
-        fps: Frames per second; the model hears of it through its time positions.
+        fps: Frames per second; must be the checkpoint's.
         frames_per_step: Must be 4.
         sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
     """
@@ -120,7 +121,7 @@ class DreamWorld:
             raise ValueError(f"frames_per_step must be {FRAMES_PER_LATENT} for this checkpoint, got {frames_per_step}.")
         self.height, self.width = settings.height, settings.width
         self.frames_per_step = frames_per_step
-        self.fps = checked_fps(settings.fps if fps is None else fps)
+        self.fps = trained_fps(fps, settings.fps)
         self.settings = settings
         self.codec = Codec(components)
         self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
@@ -136,6 +137,10 @@ class DreamWorld:
     def start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[DreamState, Frames]:
         """Begin B dreams from pictures, with or without depth. See `WorldModel.start`."""
         device, batch = self.codec.device, len(starts_B)
+        if not batch or len(seeds_B) != batch:
+            raise ValueError(
+                f"seeds_B must be one integer for each of at least one start, got {len(seeds_B)}, {batch}."
+            )
         rgb, depth, intrinsics, metric = self._pictures(starts_B)
         unit = torch.where(metric, self.codec.unit(depth.float()).double(), 1.0)
         nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds_B], dtype=torch.int64, device=device)
@@ -148,9 +153,7 @@ class DreamWorld:
             dreamt = self._dream_disparity(latents[:, COLOUR], intrinsics, unit, nonce)
             latents[:, DISPARITY] = torch.where(metric[:, None, None, None], latents[:, DISPARITY], dreamt)
         seen = self.codec.decode_depth(latents[:, None, DISPARITY], unit.float())[:, 0]
-        depth = torch.where(
-            metric[:, None, None], torch.where(usable(depth), depth, FAR_DEPTH).clamp(max=FAR_DEPTH), seen
-        )
+        depth = torch.where(metric[:, None, None], fill_depth(depth).clamp(max=FAR_DEPTH), seen)
 
         pose = torch.eye(4, dtype=torch.float64, device=device).expand(batch, FRAMES_PER_LATENT, 4, 4)
         points = self._points(depth, intrinsics, pose[:, -1])
@@ -230,14 +233,15 @@ class DreamWorld:
                 else np.nan_to_num(np.asarray(start.depth, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
             )
             default = intrinsics_from_fov(DEFAULT_FOV, self.height, self.width)
-            intrinsics.append(default if start.intrinsics is None else start.intrinsics)
+            given = default if start.intrinsics is None else start.intrinsics
+            intrinsics.append(check_intrinsics(f"starts_B[{index}].intrinsics", given))
         device = self.codec.device
         depth_t = torch.as_tensor(np.stack(depth), dtype=torch.float32, device=device)
         return (
             torch.as_tensor(np.stack(rgb), device=device),
             depth_t,
             torch.as_tensor(np.stack(intrinsics), dtype=torch.float64, device=device),
-            (depth_t > 0).flatten(1).any(dim=1),
+            shows_surface(depth_t).flatten(1).any(dim=1),
         )
 
     def _dream_disparity(self, colour: Tensor, intrinsics: Tensor, unit: Tensor, nonce: Tensor) -> Tensor:

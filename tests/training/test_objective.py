@@ -96,7 +96,7 @@ def steps(bank, step, **changes):
 def test_the_world_of_a_step_is_its_last_history_frame(bank):
     batch = steps(bank, [1, 5, 11])
     raymap = unpack_raymap(batch.target[:, :, RAY], packing="consecutive").double()
-    pose, _ = decode_raymap(raymap, HEIGHT, WIDTH, unit=bank.unit[:3, 0].double(), origin_gain=10.0)
+    pose, _ = decode_raymap(raymap, HEIGHT, WIDTH, unit=bank.walk_unit[:3].double(), origin_gain=10.0)
     z = pose[:, :, 2, 3]
     ahead = STEP * torch.arange(1, 5, dtype=torch.float64)
     torch.testing.assert_close(z[:, 16:], ahead.expand(3, 4), atol=1e-4, rtol=0)
@@ -132,7 +132,6 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
     walkers.step = torch.tensor([1, 2, 3, 4, 11, 11])
     batch = walkers.batch(generator())
     mark = torch.full_like(batch.target, 7.0)
-    scheduler = type("S", (), {})
 
     def predict(model_input, sigma, positions):
         return mark
@@ -141,9 +140,9 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
 
     scheduler = FlowMatchEulerDiscreteScheduler()
     walkers.advance(batch, predict, scheduler, (1.0,), generator(), dream=True)  # type: ignore[arg-type]
-    assert walkers.step.tolist() == [2, 3, 4, 5, 1, 1]
+    assert walkers.step.tolist() == [2, 3, 4, 5, *sampler.first_step(walkers.rows[4:]).tolist()]
     torch.testing.assert_close(walkers.dreamt[0, 1], torch.full_like(walkers.dreamt[0, 1], 7.0))
-    assert walkers.dreamt[4].abs().max() < 7.0
+    assert walkers.dreamt[4, 1:].abs().max() < 7.0
     after = walkers.batch(generator())
     torch.testing.assert_close(
         after.window.known[0, 3, : RAY.start], torch.full_like(after.target[0, 3, : RAY.start], 7.0)
@@ -156,3 +155,29 @@ def test_noise_levels_lie_in_range_and_favour_the_start_of_sampling():
     assert (level == 1).float().mean().item() == pytest.approx(0.5, abs=0.02)
     # logit-normal(0.3, 1.1) lies below 0.5 with probability Phi(-0.3 / 1.1) = 0.393, the uniform share with 0.5
     assert (level < 0.5).float().mean().item() == pytest.approx(0.25 * 0.393 + 0.25 * 0.5, abs=0.02)
+
+
+def test_a_walk_in_an_old_unit_is_long_under_way(bank):
+    sampler = Sampler(bank, TransformerConfig())
+    rows = torch.arange(len(bank))
+    assert 0 < bank.old_unit.float().mean() < 1
+    assert torch.equal(sampler.first_step(rows) == 4, bank.old_unit)
+    fresh = ~bank.old_unit
+    torch.testing.assert_close(bank.walk_unit[fresh], bank.unit[fresh, 0])
+    assert (bank.walk_unit[~fresh] / bank.unit[~fresh, 0] - 1).abs().min() > 1e-3
+
+
+def test_some_walks_begin_with_a_first_depth_that_was_dreamed(bank):
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    walkers = Walkers(Sampler(bank, TransformerConfig()), 40, generator())
+    walkers.step[:] = DATA.latent_steps - 1
+    batch = walkers.batch(generator())
+    walkers.advance(
+        batch, lambda x, s, p: torch.full_like(batch.target[: len(x)], 7.0), FlowMatchEulerDiscreteScheduler(),
+        (1.0,), generator(), dream=True,
+    )  # fmt: skip  # type: ignore
+    dreamed = ((walkers.dreamt[:, 0, 16:] - 7.0).abs() < 1e-4).all(dim=(1, 2, 3))
+    assert 1 <= dreamed.sum() <= 8
+    assert not (dreamed & bank.old_unit[walkers.rows]).any()
+    assert ((walkers.dreamt[:, 0, :16] - 7.0).abs() > 1e-4).any(dim=3).any(dim=2).any(dim=1).all()

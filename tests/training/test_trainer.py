@@ -1,6 +1,7 @@
 """Runs of seconds on the CPU: a run that was cut off goes on bit by bit; what it exports dreams."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 
 from aether_env.world_model.pipeline import AetherPipeline
 from training.checkpointing import load_run, newest_run, save_run
-from training.config import DataConfig, TrainConfig
+from training.config import DataConfig, OptimizerConfig, TrainConfig, TransformerConfig
 from training.recipes import RECIPES
 from training.trainer import train
 
@@ -47,6 +48,22 @@ def test_a_run_cut_off_half_way_goes_on_to_the_last_bit(runs, stage, tmp_path):
     assert [r["step"] for r in records(runs / stage)] == list(range(1, 7))
 
 
+def test_a_run_cut_off_where_its_clips_are_renewed_goes_on_to_the_last_bit(runs, tmp_path):
+    config = transformer_config(runs)
+    config = replace(config, data=replace(config.data, renew_every=3), steps=5, save_every=3)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "step_00000005")
+    train(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_another_run_in_the_same_folder_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "transformer", tmp_path / "run")
+    with pytest.raises(ValueError, match="seed"):
+        train(replace(transformer_config(runs), seed=5), tmp_path / "run")
+
+
 def test_what_a_run_exports_dreams(runs):
     pipeline = AetherPipeline.from_pretrained(runs / "transformer" / "checkpoint")
     result = pipeline.predict(np.zeros((1, 16, 24, 3), np.uint8))
@@ -66,6 +83,15 @@ def test_only_whole_checkpoints_are_found_and_old_ones_go(tmp_path):
     step, state = load_run(newest_run(tmp_path), "cpu")
     assert step == 3 and state["nested"][0][5] == "five" and state["nested"][1:] == [1.5, None]
     assert state["a"].tolist() == [3.0]
+
+
+def test_a_run_killed_during_a_save_saves_again(tmp_path):
+    for pid in (os.getpid(), 1):
+        (tmp_path / f".step_00000001.{pid}").mkdir()
+        (tmp_path / f".step_00000001.{pid}" / "state.safetensors").write_bytes(b"half")
+    save_run(tmp_path, 1, {"a": np_tensor(1)})
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+    assert load_run(newest_run(tmp_path), "cpu")[1]["a"].tolist() == [1.0]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -90,6 +116,11 @@ def np_tensor(value):
         (lambda: DataConfig(height=60), "height"),
         (lambda: DataConfig(clip_starts=(3,)), "clip_starts"),
         (lambda: DataConfig(clip_starts=(40,)), "clip_starts"),
+        (lambda: DataConfig(clip_starts=(4,)), "clip_starts"),
+        (lambda: TransformerConfig(mask_shares=(0.5, 0.5, 0.5, 0.5)), "mask_shares"),
+        (lambda: TransformerConfig(step_share=0.9), "shares"),
+        (lambda: TransformerConfig(walker_sigmas=(0.5,)), "walker_sigmas"),
+        (lambda: OptimizerConfig(decay_share=0.0), "decay_share"),
     ],
 )
 def test_impossible_settings_are_named_before_any_work(build, name):

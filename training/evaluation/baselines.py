@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+from torch.nn.functional import grid_sample, interpolate
 
+from aether_env.disparity import push_pull
 from aether_env.pointcloud import depth_edges
 
 SUBPIXELS = 3
@@ -57,20 +58,6 @@ def warp_first_frame(
     index = torch.where(seen, winner, 0).long()[:, None].expand(-1, 3, -1)
     picture = colour.flatten(2).gather(2, index).view(batch, 3, height, width)
     return push_pull(picture, seen.view(batch, height, width))
-
-
-def push_pull(picture: Tensor, known: Tensor) -> Tensor:
-    """Fill holes from ever coarser averages of what is known (Gortler et al. 1996, section 3.4).
-
-    Args:
-        picture: (B, C, H, W); what is not known is not read.
-        known: (B, H, W) bool.
-
-    Returns:
-        (B, C, H, W): the picture where known; zeros where a picture has nothing known at all.
-    """
-    weight = known[:, None].to(picture)
-    return _push_pull(torch.where(known[:, None], picture, 0.0), weight)
 
 
 def visible_part(
@@ -149,16 +136,3 @@ def _least(cell: Tensor, value: Tensor, cells: int) -> Tensor:
     """Return the least value (B, P) that falls into each cell, (B, cells + 1); infinity where none does."""
     least = torch.full((len(cell), cells + 1), torch.inf, dtype=value.dtype, device=value.device)
     return least.scatter_reduce(1, cell, value, "amin")
-
-
-def _push_pull(picture: Tensor, weight: Tensor) -> Tensor:
-    """Return the picture where its weight (B, 1, H, W) is 1, mixed with coarser levels where it is less."""
-    height, width = picture.shape[-2:]
-    if height * width == 1:
-        return picture
-    rim = (0, width % 2, 0, height % 2)
-    total = avg_pool2d(pad(weight, rim), 2) * 4
-    coarse = avg_pool2d(pad(picture * weight, rim), 2) * 4 / total.clamp_min(1e-12)
-    coarse = _push_pull(coarse, total.clamp_max(1.0))
-    fine = interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
-    return weight * picture + (1 - weight) * fine

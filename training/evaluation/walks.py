@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,7 @@ class Walk:
     """B clips, where else their cameras could have gone, and their numbers."""
 
     clips: SimClips
-    """The truth; depth is NaN where it is not valid."""
+    """The truth; depth is FAR_DEPTH where it is not valid."""
     other_path: np.ndarray
     """(B, T, 4, 4) float64: the path of the clip after each, around the end."""
     numbers: np.ndarray
@@ -47,7 +47,7 @@ class Walk:
 
     @property
     def first_depth(self) -> np.ndarray:
-        """(B, H, W) float32 metres of the first frame, NaN for the sky."""
+        """(B, H, W) float32 metres of the first frame, FAR_DEPTH for the sky."""
         return self.clips.depth[:, 0].cpu().numpy()
 
     def starts(self) -> list[Start]:
@@ -95,7 +95,7 @@ class WalkSet:
         clips = draw_clips(self.plans[numbers], height=height, width=width, device=self.device)
         other = self.plans.scene_from_camera[(numbers + 1) % self.count]
         return Walk(
-            clips=replace(clips, depth=torch.where(clips.valid, clips.depth, torch.nan)),
+            clips=clips,
             other_path=relative_to(other, other[:, :1]),
             numbers=numbers,
         )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aether_env.sim.seeds import SPLITS, draw_uniforms, seed_in, split_of
+from aether_env.sim.seeds import SPLITS, as_seeds, draw_uniforms, seed_in, split_of
 
 
 def test_splits_share_no_seed():
@@ -22,6 +22,15 @@ def test_seeds_outside_of_every_split_are_refused():
         split_of(2**43)
     with pytest.raises(ValueError, match="split"):
         seed_in("holdout", 0)
+
+
+def test_seeds_that_would_name_a_scene_a_second_time_are_refused():
+    last = as_seeds([2**61 - 1, 7])
+    assert last.tolist() == [2**61 - 1, 7]
+    assert len(np.unique(draw_uniforms(last, 1, stream=0))) == 2
+    for seed in (7 + 2**61, 2**63 + 5, 2**64, -1):
+        with pytest.raises(ValueError, match=rf"seeds must.*2\*\*61.*{seed}"):
+            as_seeds([seed])
 
 
 def test_numbers_of_a_seed_do_not_depend_on_the_batch_and_look_uniform():
