@@ -185,15 +185,22 @@ class AetherEnv(gym.Env[Observation, Any]):
         options = options or {}
         self._check_option_keys(options)
         start = self._given_start(options)
-        super().reset(seed=seed)
-        nonce = int(self.np_random.integers(2**63 - 1))
-        if start is None:
-            start = self._bundled_start()
-
-        state, frames = world.start([start], [nonce])
-        task_state, task_info = self.task.start(
-            frames, {key: options[key] for key in self.task.options if key in options}, self.np_random
-        )
+        generator, generator_seed = self._np_random, self._np_random_seed
+        before = None if generator is None else generator.bit_generator.state
+        try:
+            super().reset(seed=seed)
+            nonce = int(self.np_random.integers(2**63 - 1))
+            if start is None:
+                start = self._bundled_start()
+            state, frames = world.start([start], [nonce])
+            given = {key: options[key] for key in self.task.options if key in options}
+            task_state, task_info = self.task.start(frames, given, self.np_random)
+        except BaseException:
+            # What the env draws next does not depend on a reset that failed.
+            self._np_random, self._np_random_seed = generator, generator_seed
+            if generator is not None:
+                generator.bit_generator.state = before
+            raise
         episode = _Episode(
             state=state,
             world_from_camera_44=_last_pose(frames),

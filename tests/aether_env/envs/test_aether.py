@@ -245,6 +245,37 @@ def test_a_step_that_fails_in_world_or_task_leaves_the_env_where_it_was():
     assert env.step(FORWARD)[2] is True
 
 
+def test_a_reset_that_fails_leaves_the_env_and_its_random_numbers_where_they_were():
+    class Choosy:
+        options = frozenset()
+        broken = False
+
+        def start(self, frames, options, np_random):
+            draw = float(np_random.random())
+            if self.broken:
+                raise ArithmeticError
+            return None, {"draw": draw}
+
+        def judge(self, state, frames):
+            return None, Judgement()
+
+    draws = []
+    for fails in (False, True):
+        task = Choosy()
+        env = AetherEnv(BoxRoom(), task=task)
+        env.reset(seed=3)
+        env.step(FORWARD)
+        if fails:
+            task.broken = True
+            for seed in (None, 8):
+                with pytest.raises(ArithmeticError):
+                    env.reset(seed=seed)
+            task.broken = False
+            assert env.step(FORWARD)[-1]["step"] == 2
+        draws.append(env.reset()[1]["draw"])
+    assert draws[0] == draws[1]
+
+
 def test_a_task_reads_the_options_it_names():
     class Goal:
         options = frozenset({"goal"})
