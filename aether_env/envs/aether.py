@@ -186,7 +186,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         self._check_option_keys(options)
         start = self._given_start(options)
         generator, generator_seed = self._np_random, self._np_random_seed
-        before = None if generator is None else generator.bit_generator.state
+        before: Any = None if generator is None else generator.bit_generator.state
         try:
             super().reset(seed=seed)
             nonce = int(self.np_random.integers(2**63 - 1))
