@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aether_env.raymap import ORIGIN_GAIN
 from aether_env.world_model.conditions import (
     CLIP_POSITIONS,
     COLOUR,
     DISPARITY,
+    HISTORY,
     RAY,
     STEP_POSITIONS,
     WINDOW,
@@ -19,16 +21,13 @@ from aether_env.world_model.conditions import (
     transformer_input,
 )
 from aether_env.world_model.denoise import denoise
+from aether_env.world_model.latents import CELL
 from aether_env.world_model.network import CleanPrediction
 from training.config import TransformerConfig
 from training.simulate import LatentBank
 
-HISTORY = 3
-"""Latent steps of history in an env step's window."""
 BLIND_BEGINS = 8
 """At most so many walks at a time begin with a dreamed depth of their first picture."""
-ORIGIN_GAIN = 10.0
-CELL = 4
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def debug_cpu() -> TrainConfig:
 
 
 def mini_autoencoder() -> TrainConfig:
-    """Return the autoencoders of the model that ships: a few GPU minutes."""
+    """Return the autoencoders of `mini`; docs/training-log.md says for how long they were trained."""
     return TrainConfig(
         stage="autoencoder",
         data=DataConfig(chunk_clips=1024, chunks=8, renew_every=60, workers=8),
@@ -62,7 +62,7 @@ def mini_autoencoder() -> TrainConfig:
 
 
 def mini() -> TrainConfig:
-    """Return the transformer of the model that ships."""
+    """Return the transformer of `mini`, with what has changed since the run in docs/training-log.md."""
     return TrainConfig(
         data=DataConfig(chunk_clips=1024, chunks=32, renew_every=100, workers=10),
         transformer=TransformerConfig(autoencoder="runs/mini_autoencoder/checkpoint"),

@@ -79,11 +79,6 @@ class CausalGroupAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.tensor(latents_mean or [0.0] * latent_channels), persistent=False)
         self.register_buffer("std", torch.tensor(latents_std or [1.0] * latent_channels), persistent=False)
 
-    @property
-    def spatial_ratio(self) -> int:
-        """Pixels per latent cell, along one axis."""
-        return 4
-
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Encode frames.
 

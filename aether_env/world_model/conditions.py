@@ -27,6 +27,8 @@ BLOCKS = (COLOUR, DISPARITY, RAY)
 
 WINDOW = 5
 """Latent steps of a window."""
+HISTORY = 3
+"""Latent steps of history in an env step's window; before them is a place for memory, after them the new one."""
 CLIP_POSITIONS = (0.0, 1.0, 2.0, 3.0, 4.0)
 """RoPE times of a clip: the resting first frame and four groups."""
 STEP_POSITIONS = (-8.0, 1.0, 2.0, 3.0, 4.0)

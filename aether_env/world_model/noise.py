@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+SAMPLE_NOISE, HISTORY_NOISE, RESET_NOISE, CLIP_NOISE = range(4)
+"""Purposes of the draws: a new step, its history, the depth of a first picture, a window of the three tasks."""
+
 MASK = 0xFFFFFFFF
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -31,12 +31,10 @@ from aether_env.world_model.conditions import (
 )
 from aether_env.world_model.denoise import denoise
 from aether_env.world_model.latents import Codec, at_rest, known_depth, shows_surface
-from aether_env.world_model.noise import normal_noise
+from aether_env.world_model.noise import CLIP_NOISE, normal_noise
 
 CLIP_FRAMES = 17
 """Frames of one window."""
-CLIP_NOISE = 3
-"""Purpose of the counter-based noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,13 @@ class AetherPipeline:
             world_from_camera: (B, 17, 4, 4) where the path is known.
             intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
             seeds: B integers; default 0.
-            fps: Of the video; default the checkpoint's.
+            fps: Of the video; only the checkpoint's.
+
+        Returns:
+            The video as it was given, with the depth and the path that were found.
+
+        Raises:
+            ValueError: An argument has a wrong shape or type, a pose is not rigid, or a path comes without intrinsics.
         """
         shown = self._pictures("video", video, CLIP_FRAMES)
         return self._dream(
@@ -130,7 +134,13 @@ class AetherPipeline:
             world_from_camera: (B, 17, 4, 4): where the camera goes; its first pose is taken as the world.
             intrinsics: (B, 3, 3) pixels; needed with `world_from_camera`.
             seeds: B integers; default 0.
-            fps: Default the checkpoint's.
+            fps: Only the checkpoint's.
+
+        Returns:
+            The picture, and the 16 frames dreamed after it.
+
+        Raises:
+            ValueError: As `reconstruct`.
         """
         first = self._pictures("picture", picture, None)
         return self._dream(
@@ -159,7 +169,13 @@ class AetherPipeline:
             world_from_camera: (B, 17, 4, 4) where the path is wanted.
             intrinsics: (B, 3, 3) pixels, where known.
             seeds: B integers; default 0.
-            fps: Default the checkpoint's.
+            fps: Only the checkpoint's.
+
+        Returns:
+            The picture, and the 16 frames dreamed on the way to the goal; the last one is dreamed too.
+
+        Raises:
+            ValueError: As `reconstruct`; or the goals are not as many as the pictures, or lack `depth` beside theirs.
         """
         first, last = self._pictures("picture", picture, None), self._pictures("goal", goal, None)
         if len(last) != len(first):
@@ -276,9 +292,8 @@ class AetherPipeline:
             colour = video
         depth = self.codec.decode_depth(latents[:, :, DISPARITY], unit)[:, 3:]
         if depths is not None:
-            given = depths[:, :1] if depths.shape[1] == 1 else depths
-            span = slice(0, given.shape[1])
-            depth[:, span] = torch.where(known_depth(given), given.clamp(max=FAR_DEPTH), depth[:, span])
+            span = slice(0, depths.shape[1])
+            depth[:, span] = torch.where(known_depth(depths), depths.clamp(max=FAR_DEPTH), depth[:, span])
         raymap = unpack_raymap(latents[:, :, RAY], packing="consecutive")
         # The first picture stands for four frames: the mean of its four raymaps is its own.
         raymap = torch.cat([raymap[:, :4].mean(dim=1, keepdim=True), raymap[:, 4:]], dim=1).double()

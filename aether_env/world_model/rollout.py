@@ -22,6 +22,7 @@ from aether_env.world_model.checkpoint import Components, checked_sigmas, load_c
 from aether_env.world_model.conditions import (
     COLOUR,
     DISPARITY,
+    HISTORY,
     RAY,
     STEP_POSITIONS,
     TARGET_CHANNELS,
@@ -31,11 +32,9 @@ from aether_env.world_model.conditions import (
 )
 from aether_env.world_model.denoise import denoise
 from aether_env.world_model.latents import Codec, at_rest, shows_surface
-from aether_env.world_model.noise import normal_noise
+from aether_env.world_model.noise import HISTORY_NOISE, RESET_NOISE, SAMPLE_NOISE, normal_noise
 from aether_env.world_model.promise import Frames, Start
 
-HISTORY = 3
-"""Latent steps of history in the window."""
 MEMORY = 24
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
 POINTS = (6, 8)
@@ -43,8 +42,6 @@ POINTS = (6, 8)
 MIN_OVERLAP = 0.15
 """A memory of which less than this share would be seen again is not shown."""
 DEFAULT_FOV = np.deg2rad(70.0)
-SAMPLE_NOISE, HISTORY_NOISE, RESET_NOISE = 0, 1, 2
-"""Purposes of the counter-based noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

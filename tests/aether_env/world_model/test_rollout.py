@@ -6,8 +6,9 @@ import torch
 
 from aether_env.conventions import FAR_DEPTH
 from aether_env.world_model.checkpoint import load_checkpoint
+from aether_env.world_model.conditions import HISTORY
 from aether_env.world_model.promise import Start
-from aether_env.world_model.rollout import HISTORY, MEMORY, DreamWorld
+from aether_env.world_model.rollout import MEMORY, DreamWorld
 
 HEIGHT, WIDTH = 16, 24
 INTRINSICS = np.array([[20.0, 0, 12], [0, 20, 8], [0, 0, 1]])
