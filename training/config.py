@@ -103,6 +103,33 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The colour autoencoder's decoder, trained on against a discriminator. The encoder, so every latent, stays."""
+
+    autoencoder: str = "mini"
+    """Checkpoint whose colour decoder is trained on; everything else of it is exported as it is."""
+    adversarial_weight: float = 0.3
+    """Weight of the discriminator's verdict beside the reconstruction loss."""
+    adversarial_start: float = 0.1
+    """Share of the run during which the discriminator learns but the decoder does not heed it."""
+    latent_noise: float = 0.15
+    """Largest standard deviation of the noise on latents, in those of the latent channels: dreamed latents are not
+    perfect either. Each sample draws its own from 0 to here."""
+    critic_lr: float = 4e-4
+    """Peak learning rate of the discriminator."""
+    critic_widths: tuple[int, ...] = (48, 96, 192)
+    """Channels of the discriminator's convolutions; each halves the size of the picture."""
+
+    def __post_init__(self) -> None:
+        if self.adversarial_weight < 0 or self.latent_noise < 0 or self.critic_lr <= 0:
+            raise ValueError(f"adversarial_weight and latent_noise must be >= 0, critic_lr positive, got {self}.")
+        if not 0 <= self.adversarial_start <= 1:
+            raise ValueError(f"adversarial_start must be in [0, 1], got {self.adversarial_start}.")
+        if not self.critic_widths or min(self.critic_widths) < 1:
+            raise ValueError(f"critic_widths must name at least one positive width, got {self.critic_widths}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Stage 1: the diffusion transformer in latent space."""
 
@@ -118,10 +145,12 @@ class TransformerConfig:
     """Share of the batch: one picture, its disparity and raymap to be dreamed. The rest are clips."""
     walker_start: float = 0.25
     """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
-    walker_sigmas: tuple[float, ...] = (1.0, 0.6)
-    """Noise levels of the walkers' sampling."""
-    pure_share: float = 0.5
-    """Share of samples that start from pure noise, where every sampling begins."""
+    walker_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    """Noise levels of the walkers' sampling, and of the exported checkpoint's env steps."""
+    find_pure_share: float = 0.75
+    """Share of samples that start from pure noise among windows whose camera path is to be found."""
+    follow_pure_share: float = 0.3
+    """The same share among windows whose path is known: what lower noise levels add there is detail."""
     ray_weight: float = 3.0
     """Weight of the raymap's error beside those of colour and disparity: its numbers vary little, but all matter."""
     history_noise: float = 0.05
@@ -148,8 +177,10 @@ class TransformerConfig:
         sigmas = self.walker_sigmas
         if sigmas[:1] != (1.0,) or sorted(set(sigmas), reverse=True) != list(sigmas) or sigmas[-1] <= 0:
             raise ValueError(f"walker_sigmas must fall from 1 towards 0, got {sigmas}.")
-        if not 0 <= self.pure_share <= 1 or self.ray_weight <= 0 or not 0 <= self.history_noise < 1:
-            raise ValueError(f"pure_share must be in [0, 1], ray_weight positive, history_noise in [0, 1), got {self}.")
+        if not (0 <= self.find_pure_share <= 1 and 0 <= self.follow_pure_share <= 1):
+            raise ValueError(f"find_pure_share and follow_pure_share must be in [0, 1], got {self}.")
+        if self.ray_weight <= 0 or not 0 <= self.history_noise < 1:
+            raise ValueError(f"ray_weight must be positive and history_noise in [0, 1), got {self}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +188,15 @@ class TrainConfig:
     """A run."""
 
     stage: str = "transformer"
-    """"autoencoder" or "transformer"."""
+    """"autoencoder", "decoder" or "transformer"."""
     data: DataConfig = field(default_factory=DataConfig)
     """Clips."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Of the stage "autoencoder"."""
+    """Of the stage "autoencoder"; the stage "decoder" shares its edge_weight and still_share."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Of the stage "decoder"."""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     """Of the stage "transformer"."""
     batch_size: int = 256
@@ -187,8 +220,8 @@ class TrainConfig:
     """Run the network in bfloat16; weights and sums stay float32."""
 
     def __post_init__(self) -> None:
-        if self.stage not in ("autoencoder", "transformer"):
-            raise ValueError(f"stage must be 'autoencoder' or 'transformer', got {self.stage!r}.")
+        if self.stage not in ("autoencoder", "decoder", "transformer"):
+            raise ValueError(f"stage must be 'autoencoder', 'decoder' or 'transformer', got {self.stage!r}.")
         for name in ("batch_size", "steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import l1_loss, mse_loss, relu
 
 
 def edge_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -21,3 +21,13 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, edge_weight: float) 
     """Return L1 + 2 MSE + edge_weight * edge loss of pictures in [-1, 1]."""
     loss = l1_loss(prediction, target) + 2.0 * mse_loss(prediction, target)
     return loss + edge_weight * edge_loss(prediction, target)
+
+
+def gradient_energy(picture: Tensor) -> Tensor:
+    """Return the mean squared difference of neighbouring pixels of (..., H, W): blur lowers it, noise raises it."""
+    return (picture.diff(dim=-2) ** 2).mean() + (picture.diff(dim=-1) ** 2).mean()
+
+
+def critic_loss(real: Tensor, decoded: Tensor) -> Tensor:
+    """Return the hinge loss of a discriminator from its logits of true and of decoded pictures."""
+    return relu(1.0 - real).mean() + relu(1.0 + decoded).mean()

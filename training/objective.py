@@ -20,7 +20,7 @@ from aether_env.world_model.conditions import (
     slot_raymaps,
     transformer_input,
 )
-from aether_env.world_model.denoise import denoise
+from aether_env.world_model.denoise import denoise, look_back
 from aether_env.world_model.latents import CELL
 from aether_env.world_model.network import CleanPrediction
 from training.config import TransformerConfig
@@ -138,7 +138,7 @@ class Sampler:
         mask[:, -1, 2] = known_rays.float()
         dreamed = torch.zeros(size, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        return Batch(Window(target, mask, dreamed, STEP_POSITIONS), target)
+        return Batch(Window(target, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1), target)
 
     def first_step(self, rows: Tensor) -> Tensor:
         """Return the first step (B,) that a walk in these clips may dream: 1, or 4 where its unit is an old one."""
@@ -186,7 +186,7 @@ class Sampler:
         mask[:, -1, 2] = 1.0
         dreamed = torch.zeros(size, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        return Batch(Window(known, mask, dreamed, STEP_POSITIONS), target)
+        return Batch(Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1), target)
 
 
 class Walkers:
@@ -227,7 +227,7 @@ class Walkers:
         """Dream the step that `batch` asks for (or take the truth), and begin anew where a walk has ended."""
         latents = batch.target
         if dream:
-            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+            noise = torch.randn(latents[:, -1:].shape, generator=generator, device=latents.device)
             latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas))
         self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
         self.step += 1
@@ -245,7 +245,7 @@ class Walkers:
         chosen = (blind.float() + 0.5 * coin).topk(min(BLIND_BEGINS, self.size)).indices
         rows = self.rows[chosen]
         batch = self.sampler.reset_windows(rows, torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool))
-        noise = torch.randn(batch.target.shape, generator=generator, device=rows.device)
+        noise = torch.randn(batch.target[:, -1:].shape, generator=generator, device=rows.device)
         dreamt = denoise(predict_clean, scheduler, batch.window, noise, [1.0])[:, -1, DISPARITY]
         before = self.dreamt[chosen, 0, DISPARITY]
         self.dreamt[chosen, 0, DISPARITY] = torch.where(blind[chosen][:, None, None, None], dreamt.float(), before)
@@ -263,21 +263,20 @@ class Walkers:
         return torch.cat([colour.float(), disparity.float()], dim=2)
 
 
-def noise_levels(size: int, generator: torch.Generator, device: str, pure_share: float) -> Tensor:
+def noise_levels(generator: torch.Generator, pure_share: Tensor) -> Tensor:
     """Draw noise levels in (0, 1].
 
     Few sampling steps all begin at pure noise, and only there a camera path has to be found: rays are smooth, so that
     even at a level of 0.9 the mean over the cells gives them away.
 
     Args:
-        size: How many.
         generator: Of the draws.
-        device: Where.
-        pure_share: Share that is exactly 1; half of the rest is logit-normal(0.3, 1.1), half is uniform.
+        pure_share: (B,) the chance of exactly 1; half of the rest is logit-normal(0.3, 1.1), half is uniform.
 
     Returns:
-        (size,) float32.
+        (B,) float32.
     """
+    size, device = len(pure_share), pure_share.device
     choice, uniform = (torch.rand(size, generator=generator, device=device) for _ in range(2))
     normal = torch.sigmoid(torch.randn(size, generator=generator, device=device) * 1.1 + 0.3)
     other = torch.where(choice < (1.0 + pure_share) / 2.0, normal, uniform).clamp(min=1e-3)
@@ -292,17 +291,20 @@ def stage1_loss(
     Args:
         predict_clean: The network.
         batch: Windows of one kind.
-        config: `pure_share` and `ray_weight`.
+        config: `find_pure_share`, `follow_pure_share` and `ray_weight`.
         generator: Of noise and noise levels.
 
     Returns:
         The loss, and its unweighted parts colour, disparity and ray for the log.
     """
-    target, window = batch.target, batch.window
-    level = noise_levels(len(target), generator, str(target.device), config.pure_share)
+    past, window = look_back(predict_clean, batch.window)
+    target = batch.target[:, batch.window.history :]
+    path_known = window.mask[:, -1, 2] > 0
+    pure_share = torch.where(path_known, config.follow_pure_share, config.find_pure_share)
+    level = noise_levels(generator, pure_share)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     mixed = torch.lerp(target, noise, level[:, None, None, None, None])
-    clean = predict_clean(transformer_input(window, mixed), level, window.positions)
+    clean = predict_clean(transformer_input(window, mixed), level, window.positions, past)
     # Between the clean latents' error (weight 1) and the velocity's (1 / t^2).
     weight = 1.0 / (level + 0.25)
     dreamed = window.dreamed / window.dreamed.sum(dim=1, keepdim=True)

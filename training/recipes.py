@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.config import AutoencoderConfig, DataConfig, OptimizerConfig, TrainConfig, TransformerConfig
+from training.config import (
+    AutoencoderConfig,
+    DataConfig,
+    DecoderConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 
 
 def debug_cpu_autoencoder() -> TrainConfig:
@@ -29,6 +36,17 @@ def debug_cpu_autoencoder() -> TrainConfig:
         steps=6,
         save_every=3,
         log_every=1,
+    )
+
+
+def debug_cpu_decoder() -> TrainConfig:
+    """Return a run of seconds that exercises everything in the decoder stage."""
+    return replace(
+        debug_cpu_autoencoder(),
+        stage="decoder",
+        decoder=DecoderConfig(
+            autoencoder="runs/debug_cpu_autoencoder/checkpoint", adversarial_start=0.4, critic_widths=(8, 8)
+        ),
     )
 
 
@@ -61,10 +79,26 @@ def mini_autoencoder() -> TrainConfig:
     )
 
 
+def mini_decoder() -> TrainConfig:
+    """Return the sharper colour decoder of `mini`."""
+    return TrainConfig(
+        stage="decoder",
+        data=DataConfig(chunk_clips=1024, chunks=8, renew_every=60, workers=8),
+        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=100, ema=0.999),
+        batch_size=96,
+        steps=100_000,
+        minutes=4.0,
+        save_every=10_000,
+        device="cuda",
+        compile=True,
+        bf16=True,
+    )
+
+
 def mini() -> TrainConfig:
     """Return the transformer of `mini`, with what has changed since the run in docs/training-log.md."""
     return TrainConfig(
-        data=DataConfig(chunk_clips=1024, chunks=32, renew_every=100, workers=10),
+        data=DataConfig(chunk_clips=1024, chunks=32, renew_every=300, workers=10),
         transformer=TransformerConfig(autoencoder="runs/mini_autoencoder/checkpoint"),
         batch_size=256,
         steps=100_000,
@@ -77,5 +111,6 @@ def mini() -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (debug_cpu_autoencoder, debug_cpu, mini_autoencoder, mini)
+    recipe.__name__: recipe
+    for recipe in (debug_cpu_autoencoder, debug_cpu_decoder, debug_cpu, mini_autoencoder, mini_decoder, mini)
 }

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+if TYPE_CHECKING:
+    from aether_env.world_model.autoencoder import CausalGroupAutoencoder
 
 MAX_BYTES = 32 << 20
 
@@ -17,6 +20,7 @@ MAX_BYTES = 32 << 20
 def main(
     run_dir: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
+    colour: Path | None = None,
     step_sigmas: tuple[float, ...] | None = None,
     clip_sigmas: tuple[float, ...] | None = None,
     reconstruct_sigmas: tuple[float, ...] | None = None,
@@ -27,6 +31,7 @@ def main(
     Args:
         run_dir: Folder of a finished transformer run.
         out: Folder to write; replaced if it is there, unless the new one would be too large to ship.
+        colour: Checkpoint whose colour autoencoder ships instead of the run's, with the same encoder: of a decoder run.
         step_sigmas: Noise levels of an env step, instead of the run's.
         clip_sigmas: Noise levels of prediction and planning, instead of the run's.
         reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
@@ -36,6 +41,11 @@ def main(
     from training.trainer import EXPORT
 
     parts = load_checkpoint(run_dir / EXPORT)
+    if colour is not None:
+        refined = load_checkpoint(colour).vae
+        if not same_latents(parts.vae, refined):
+            raise SystemExit(f"{colour} encodes to other latents than {run_dir} was trained on; refine its own decoder.")
+        parts.vae = refined
     changes: dict[str, Any] = {
         "step_sigmas": step_sigmas,
         "clip_sigmas": clip_sigmas,
@@ -46,6 +56,19 @@ def main(
         save_checkpoint(parts, out, transformer_int8=int8, max_bytes=MAX_BYTES)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+
+
+def same_latents(one: CausalGroupAutoencoder, other: CausalGroupAutoencoder) -> bool:
+    """Return whether two autoencoders of one architecture encode alike: the same encoder, mean and deviation."""
+    import torch
+
+    same = torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
+    parts = ("frame_in", "frame_in_block", "group_in", "encoder", "to_moments")
+    return same and all(
+        torch.equal(a, b)
+        for name in parts
+        for a, b in zip(getattr(one, name).parameters(), getattr(other, name).parameters(), strict=True)
+    )
 
 
 if __name__ == "__main__":

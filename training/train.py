@@ -46,6 +46,8 @@ def main(
     given = {"autoencoder": autoencoder, "warm_start": warm_start}
     origins: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     config = replace(config, transformer=replace(config.transformer, **origins))
+    if autoencoder is not None:
+        config = replace(config, decoder=replace(config.decoder, autoencoder=autoencoder))
     folder = train(config, run_dir or Path("runs") / recipe)
     logging.info("checkpoint in %s", folder)
 

@@ -1,4 +1,4 @@
-"""The two training loops: the autoencoders, then the transformer on their latents."""
+"""The training loops: the autoencoders, the transformer on their latents, and a sharper decoder for colour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from aether_env.world_model.checkpoint import Components, Settings, load_checkpo
 from aether_env.world_model.network import PROMPT_DIM, CleanPrediction, build_transformer
 from training.checkpointing import load_run, newest_run, rng_for, save_run
 from training.config import TrainConfig
-from training.losses import reconstruction_loss
+from training.discriminator import Critic, PatchDiscriminator
+from training.losses import gradient_energy, reconstruction_loss
 from training.objective import Sampler, Walkers, stage1_loss
 from training.optimizer import AveragedWeights, build_optimizers, rate_factor
 from training.parallelize import (
@@ -36,12 +37,14 @@ from training.simulate import ChunkSource, LatentBank, chunk_seeds, picture_batc
 
 logger = logging.getLogger(__name__)
 EXPORT = "checkpoint"
+DECODER_PARTS = ("from_latents", "decoder", "group_out", "fine", "frame_out")
+"""Of a CausalGroupAutoencoder: what lies behind the latents."""
 CLOCK_EVERY = 10
 """Steps between looks at the clock: the processes have to agree on it, which makes them wait."""
 
 
 class Run:
-    """What both stages share: processes, optimizers, averaged weights, log, checkpoints, resume."""
+    """What the stages share: processes, optimizers, averaged weights, log, checkpoints, resume."""
 
     def __init__(self, config: TrainConfig, run_dir: Path, model: nn.Module, processes: Processes):
         self.config, self.run_dir, self.processes = config, run_dir, processes
@@ -179,7 +182,8 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
             _write_config(run_dir, config)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        return (train_autoencoder if config.stage == "autoencoder" else train_transformer)(config, run_dir, processes)
+        stages = {"autoencoder": train_autoencoder, "decoder": train_decoder, "transformer": train_transformer}
+        return stages[config.stage](config, run_dir, processes)
     finally:
         leave_processes(processes)
 
@@ -275,6 +279,66 @@ def measure_latents(
     return statistics
 
 
+def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
+    """Train the colour decoder against a discriminator, so that pictures get the sharpness of the truth."""
+    device, stage = processes.device, config.decoder
+    parts = load_checkpoint(stage.autoencoder, device)
+    colour: Any = parts.vae.to(memory_format=torch.channels_last)
+    decoder = nn.ModuleDict({name: getattr(colour, name) for name in DECODER_PARTS}).requires_grad_()
+    run = Run(config, run_dir, decoder, processes)
+    network = _seeded(config.seed, lambda: PatchDiscriminator(stage.critic_widths))
+    critic = Critic(network, stage, processes, config.compile)
+    if run.extra:
+        critic.load_state_dict(run.extra["critic"])
+    compiled: Any = torch.compile if config.compile else (lambda function: function)
+    moments, frames = compiled(colour.moments), compiled(colour.frames)
+    source = _source(config, processes)
+    batches = picture_batches(
+        config.data,
+        device,
+        source,
+        config.batch_size,
+        config.autoencoder.still_share,
+        lambda step: rng_for(config.seed + 1, step, processes.rank, device),
+        run.step,
+    )
+
+    def advance(progress: float) -> dict[str, Tensor]:
+        video, _ = next(batches)
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
+            with torch.no_grad():
+                z = DiagonalGaussianDistribution(moments(video)).mode().float()
+                z = disturbed(z, colour.std, stage.latent_noise, run.generator())
+            decoded = frames(z, torch.cat([torch.zeros_like(z[:, :, :1]), z[:, :, :-1]], dim=2))
+        decoded = decoded.float()
+        record = critic.learn(video, decoded, rate_factor(progress, run.step, config.optimizer))
+        loss = reconstruction_loss(decoded, video, config.autoencoder.edge_weight)
+        if progress >= stage.adversarial_start:
+            loss = loss + stage.adversarial_weight * critic.dislike(decoded)
+        with torch.no_grad():
+            mse = ((decoded.clamp(-1, 1) - video) ** 2).mean()
+            sharpness = gradient_energy(decoded) / gradient_energy(video)
+        norm = run.descend(loss, progress)
+        psnr = 10 * torch.log10(4.0 / mse)
+        return {"loss": loss.detach(), "psnr": psnr, "sharpness": sharpness, "grad_norm": norm, **record}
+
+    try:
+        run.loop(advance, lambda: {"critic": critic.state_dict()})
+    finally:
+        source.close()
+    run.average.copy_to(run.parameters)
+    if processes.rank == 0:
+        save_checkpoint(parts, run_dir / EXPORT, transformer_int8=False)
+    return run_dir / EXPORT
+
+
+def disturbed(z: Tensor, std: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Return latents (B, C, N, h, w) with noise of up to `most` standard deviations `std` (C,), each sample its own."""
+    amount = most * torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=z.device)
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    return z + amount * std.view(1, -1, 1, 1, 1) * noise
+
+
 def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
     """Train the transformer (stage 1)."""
     device, data, stage = processes.device, config.data, config.transformer
@@ -285,6 +349,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         transformer.load_state_dict(load_checkpoint(stage.warm_start).transformer.state_dict())
     run = Run(config, run_dir, transformer, processes)
     if config.compile:
+        torch._dynamo.config.recompile_limit = 64  # clips, steps, walks and resets, looked back from or at: each is one
         for block in transformer.transformer_blocks:
             block.compile(dynamic=False)
     source = _source(config, processes)

@@ -1,4 +1,7 @@
-"""Camera walks that drive like agents: forward, arcs, turns, strafing, looking up and down, backing, standing still."""
+"""Camera walks that drive like agents: forward, arcs, turns, strafing, looking up and down, backing, standing still.
+
+A share of them ("free") acts at random, as fast as the env's default actions allow at 12 frames per second.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,14 @@ CLEARANCE = 0.25
 MAX_SPEED = 1.2
 """Metres per second."""
 
-_SHARES = {"forward": 26, "arc": 22, "turn": 14, "strafe": 9, "look": 8, "back": 7, "still": 4, "free": 10}
-_MAX_PITCH, _MAX_ROLL = np.deg2rad(25.0), np.deg2rad(12.0)
+MAX_TURN = np.deg2rad(45.0)
+"""Radians per second of yaw, of pitch and of roll each."""
+
+_SHARES = {"forward": 23, "arc": 20, "turn": 13, "strafe": 9, "look": 8, "back": 7, "still": 4, "free": 16}
+_FREE_SPEED = 0.9  # metres per second and axis
+_MAX_TILT = np.deg2rad([45.0, 30.0])  # pitch, roll
+_EASY_TILT = np.deg2rad([12.0, 0.0])  # walkers come back to this much: scenes start with up to 12 degrees of pitch
+_RIGHTING_SECONDS = 1.0
 _RETURN_SHARE = 0.1
 _SMOOTHING_SECONDS = 0.2
 _LOOK_AHEAD_SECONDS = 0.4
@@ -48,12 +57,14 @@ def plan_walks(scenes: Scenes, mover_position_NTM3: np.ndarray, *, num_frames: i
         velocity = np.stack(
             [cos * wish[:, 0] - sin * wish[:, 1], sin * wish[:, 0] + cos * wish[:, 1], wish[:, 2]], axis=-1
         )
-        rates = wish[:, 3:].copy()
+        too_far = facing[:, 1:] - np.clip(facing[:, 1:], -_EASY_TILT, _EASY_TILT)
+        rates = wish[:, 3:6].copy()
+        rates[:, 1:] -= wish[:, 6:] * too_far / _RIGHTING_SECONDS
         if t > middle:  # walk back along the same places, looking the same way
             back = returns[:, None]
             home = 2 * middle - t
             velocity = np.where(back, _at_most((positions[:, home] - here) / dt, MAX_SPEED), velocity)
-            rates = np.where(back, np.clip((angles[:, home] - facing) / dt, -1.0, 1.0), rates)
+            rates = np.where(back, (angles[:, home] - facing) / dt, rates)
         there = here + velocity * dt
         there[:, 2] = np.clip(there[:, 2], 0.4, np.maximum(highest, here[:, 2]))
         ahead = here + velocity * _LOOK_AHEAD_SECONDS
@@ -65,9 +76,8 @@ def plan_walks(scenes: Scenes, mover_position_NTM3: np.ndarray, *, num_frames: i
         hit = np.flatnonzero((room[:, 0] < CLEARANCE) | blocked)
         if len(hit):
             positions[hit, t] = _way_out(solids[hit], here[hit], positions[hit, t], mover_position_NTM3[hit, t], dt)
-        angles[:, t] = facing + rates * dt
-        angles[:, t, 1] = np.clip(angles[:, t, 1], -_MAX_PITCH, _MAX_PITCH)
-        angles[:, t, 2] = np.clip(angles[:, t, 2], -_MAX_ROLL, _MAX_ROLL)
+        angles[:, t] = facing + np.clip(rates, -MAX_TURN, MAX_TURN) * dt
+        angles[:, t, 1:] = np.clip(angles[:, t, 1:], -_MAX_TILT, _MAX_TILT)
     return camera_pose(positions, angles)
 
 
@@ -88,7 +98,7 @@ def camera_pose(position: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
 
 def _wishes(dice: Dice, num_frames: int, dt: float) -> np.ndarray:
-    """Return wished velocities, (N, T, 6): forward, left, up in m/s; yaw, pitch, roll in rad/s."""
+    """Return wishes, (N, T, 7): forward, left, up in m/s; yaw, pitch, roll in rad/s; coming back to level, 0 to 1."""
     segments = num_frames // 4 + 2
     u = dice.take(segments, 14)
     sign = np.where(u[..., :7] < 0.5, -1.0, 1.0)
@@ -102,28 +112,23 @@ def _wishes(dice: Dice, num_frames: int, dt: float) -> np.ndarray:
     bob = some(0.2, 8) * sign[..., 2] * size[..., 2] * 0.25
     nod = some(0.35, 9) * sign[..., 4] * size[..., 4] * 12 * degrees
     drift = some(0.35, 10) * sign[..., 3] * size[..., 3] * 12 * degrees
-    zero = np.zeros_like(bob)
+    zero, one = np.zeros_like(bob), np.ones_like(bob)
     ahead = 0.5 + 0.7 * u[..., 11]
-    turning = sign[..., 3] * (15 + 35 * size[..., 3]) * degrees
-    free = sign[..., :3] * size[..., :3] * 0.75
+    turning = sign[..., 3] * (15 + 30 * size[..., 3]) * degrees
+    # Like an agent that acts at random: each of the six numbers is anything that the env allows.
+    free = 2 * u[..., :6] - 1
+    fly, spin = _at_most(free[..., :3] * _FREE_SPEED, MAX_SPEED), free[..., 3:] * MAX_TURN
     by_kind = [
-        (ahead, zero, bob, drift, nod, zero),
-        (0.4 + 0.7 * u[..., 11], zero, bob, sign[..., 3] * (10 + 30 * size[..., 3]) * degrees, nod, zero),
-        (zero, zero, zero, turning, nod, zero),
-        (0.3 * u[..., 11], sign[..., 1] * (0.3 + 0.6 * size[..., 1]), bob, drift, nod, zero),
-        (some(0.4, 12) * ahead * 0.6, zero, zero, drift, sign[..., 4] * (5 + 15 * size[..., 4]) * degrees, zero),
-        (-(0.2 + 0.5 * u[..., 11]), zero, bob, drift, nod, zero),
-        (zero, zero, zero, zero, zero, zero),
-        (
-            free[..., 0],
-            free[..., 1],
-            0.6 * free[..., 2],
-            turning * 0.8,
-            sign[..., 4] * size[..., 4] * 20 * degrees,
-            sign[..., 5] * size[..., 5] * 12 * degrees,
-        ),
+        (ahead, zero, bob, drift, nod, zero, one),
+        (0.4 + 0.7 * u[..., 11], zero, bob, sign[..., 3] * (10 + 30 * size[..., 3]) * degrees, nod, zero, one),
+        (zero, zero, zero, turning, nod, zero, one),
+        (0.3 * u[..., 11], sign[..., 1] * (0.3 + 0.6 * size[..., 1]), bob, drift, nod, zero, one),
+        (some(0.4, 12) * ahead * 0.6, zero, zero, drift, sign[..., 4] * (5 + 15 * size[..., 4]) * degrees, zero, one),
+        (-(0.2 + 0.5 * u[..., 11]), zero, bob, drift, nod, zero, one),
+        (zero, zero, zero, zero, zero, zero, zero),
+        (*np.moveaxis(fly, -1, 0), *np.moveaxis(spin, -1, 0), zero),
     ]
-    table = np.stack([np.stack(row, axis=-1) for row in by_kind])  # (kind, N, segment, 6)
+    table = np.stack([np.stack(row, axis=-1) for row in by_kind])  # (kind, N, segment, 7)
     n = len(u)
     target = table[kinds, np.arange(n)[:, None], np.arange(segments)]
     lengths = 4 + np.floor(u[..., 13] * 9).astype(np.int64)

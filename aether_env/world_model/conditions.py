@@ -74,6 +74,14 @@ class Window:
     """(B, N): 1 where the slot is to be dreamed, else 0."""
     positions: tuple[float, ...]
     """N times for RoPE, in latent steps at BASE_FPS."""
+    history: int = 0
+    """So many slots at the beginning are only shown and look at themselves alone, not at the slots after them."""
+
+    def __getitem__(self, slots: slice) -> Window:
+        """Return some of the slots, as a window without history."""
+        return Window(
+            self.known[:, slots], self.mask[:, slots], self.dreamed[:, slots], self.positions[slots], history=0
+        )
 
 
 def channel_mask(mask: Tensor) -> Tensor:

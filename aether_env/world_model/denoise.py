@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from aether_env.world_model.conditions import Window, transformer_input
-from aether_env.world_model.network import CleanPrediction
+from aether_env.world_model.network import CleanPrediction, Past
+
+
+def look_back(predict_clean: CleanPrediction, window: Window) -> tuple[Past | None, Window]:
+    """Return what the network keeps of a window's history (None without one), and the rest of the window."""
+    if not window.history:
+        return None, window
+    history = window[: window.history]
+    nothing = torch.zeros_like(history.known)
+    return predict_clean.look(transformer_input(history, nothing), history.positions), window[window.history :]
 
 
 def denoise(
@@ -20,18 +29,19 @@ def denoise(
         predict_clean: The network.
         scheduler: diffusers' FlowMatchEulerDiscreteScheduler, without shift.
         window: What is known.
-        noise: (B, N, TARGET_CHANNELS, h, w) standard normal.
+        noise: (B, N - window.history, TARGET_CHANNELS, h, w) standard normal.
         sigmas: Noise levels at which the network is asked, falling from 1; 0 is added at the end.
 
     Returns:
-        (B, N, TARGET_CHANNELS, h, w) clean latents; only dreamed slots mean anything.
+        Clean latents, shaped as the noise; only dreamed slots mean anything.
     """
+    past, window = look_back(predict_clean, window)
     scheduler.set_timesteps(sigmas=list(sigmas), device=noise.device)
     scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
     latents = noise
     for index, timestep in enumerate(scheduler.timesteps):
         sigma = torch.full((len(noise),), sigmas[index], device=noise.device)
-        clean = predict_clean(transformer_input(window, latents), sigma, window.positions)
+        clean = predict_clean(transformer_input(window, latents), sigma, window.positions, past)
         velocity = (latents - clean) / sigmas[index]
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents

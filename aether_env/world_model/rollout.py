@@ -1,7 +1,8 @@
 """Dreaming step by step: the world model behind Aether-v0.
 
 A step looks at a window of five latent steps (memory, three steps of history, the new one), dreams the new one and
-decodes its four frames. All state is in `DreamState`; nothing goes through pixels. See DESIGN decision 5.
+decodes its four frames. The shown steps do not see the new one, so they pass the network once, whatever the number of
+noise levels. All state is in `DreamState`; nothing goes through pixels. See DESIGN decision 5.
 """
 
 from __future__ import annotations
@@ -184,9 +185,8 @@ class DreamWorld:
                 f"world_from_camera_BT44 must be {(batch, FRAMES_PER_LATENT, 4, 4)}, got {tuple(wanted.shape)}."
             )
         window = self._window(state, wanted)
-        noise = torch.zeros(window.known.shape, device=device)
-        shape = tuple(noise.shape[2:])
-        noise[:, -1] = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
+        shape = (1, *window.known.shape[2:])
+        noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
         new = denoise(self._predict, self._scheduler, window, noise, self.sigmas)[:, -1, : RAY.start]
 
         last = state.history[:, -1]
@@ -252,10 +252,9 @@ class DreamWorld:
         mask[:, -1, 0] = mask[:, -1, 2] = 1.0
         dreamed = torch.zeros(batch, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        noise = torch.zeros_like(known)
         zero = torch.zeros_like(nonce)
-        noise[:, -1] = normal_noise(nonce, zero, zero, RESET_NOISE, tuple(noise.shape[2:]))
-        window = Window(known, mask, dreamed, STEP_POSITIONS)
+        noise = normal_noise(nonce, zero, zero, RESET_NOISE, (1, *known.shape[2:]))
+        window = Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1)
         latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
         return latents[:, -1, DISPARITY]
 
@@ -283,7 +282,7 @@ class DreamWorld:
         mask[:, -1, 2] = 1.0
         dreamed = torch.zeros(batch, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        return Window(known, mask, dreamed, STEP_POSITIONS)
+        return Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1)
 
     def _overlap(self, state: DreamState, wanted: Tensor) -> Tensor:
         """Return the share of each memory's points that the wanted cameras (B, 4, 4) would see, (B, MEMORY)."""

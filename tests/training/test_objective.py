@@ -6,13 +6,23 @@ import torch
 from aether_env.raymap import decode_raymap, unpack_raymap
 from aether_env.sim import SimClips
 from aether_env.world_model.autoencoder import CausalGroupAutoencoder
-from aether_env.world_model.conditions import COLOUR, RAY
+from aether_env.world_model.conditions import COLOUR, RAY, TARGET_CHANNELS
 from training.config import DataConfig, TransformerConfig
 from training.objective import Sampler, Walkers, noise_levels
 from training.simulate import LatentBank, group, live_chunks, rest
 
 HEIGHT, WIDTH, STEP = 16, 24, 0.05
 DATA = DataConfig(height=HEIGHT, width=WIDTH, chunk_clips=8, chunks=2)
+
+
+class Seven:
+    """A network that dreams 7 everywhere."""
+
+    def look(self, model_input, positions):
+        return []
+
+    def __call__(self, model_input, sigma, positions, past):
+        return torch.full_like(model_input[:, :, :TARGET_CHANNELS], 7.0)
 
 
 def straight_walks(number):
@@ -131,15 +141,10 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
     walkers = Walkers(sampler, 6, generator())
     walkers.step = torch.tensor([1, 2, 3, 4, 11, 11])
     batch = walkers.batch(generator())
-    mark = torch.full_like(batch.target, 7.0)
-
-    def predict(model_input, sigma, positions):
-        return mark
-
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler()
-    walkers.advance(batch, predict, scheduler, (1.0,), generator(), dream=True)  # type: ignore[arg-type]
+    walkers.advance(batch, Seven(), scheduler, (1.0,), generator(), dream=True)  # type: ignore[arg-type]
     assert walkers.step.tolist() == [2, 3, 4, 5, *sampler.first_step(walkers.rows[4:]).tolist()]
     torch.testing.assert_close(walkers.dreamt[0, 1], torch.full_like(walkers.dreamt[0, 1], 7.0))
     assert walkers.dreamt[4, 1:].abs().max() < 7.0
@@ -150,7 +155,7 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
 
 
 def test_noise_levels_lie_in_range_and_favour_the_start_of_sampling():
-    level = noise_levels(20_000, generator(), "cpu", pure_share=0.5)
+    level = noise_levels(generator(), torch.full((20_000,), 0.5))
     assert 0 < level.min() and level.max() <= 1
     assert (level == 1).float().mean().item() == pytest.approx(0.5, abs=0.02)
     # logit-normal(0.3, 1.1) lies below 0.5 with probability Phi(-0.3 / 1.1) = 0.393, the uniform share with 0.5
@@ -174,7 +179,7 @@ def test_some_walks_begin_with_a_first_depth_that_was_dreamed(bank):
     walkers.step[:] = DATA.latent_steps - 1
     batch = walkers.batch(generator())
     walkers.advance(
-        batch, lambda x, s, p: torch.full_like(batch.target[: len(x)], 7.0), FlowMatchEulerDiscreteScheduler(),
+        batch, Seven(), FlowMatchEulerDiscreteScheduler(),
         (1.0,), generator(), dream=True,
     )  # fmt: skip  # type: ignore
     dreamed = ((walkers.dreamt[:, 0, 16:] - 7.0).abs() < 1e-4).all(dim=(1, 2, 3))

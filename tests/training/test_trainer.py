@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.pipeline import AetherPipeline
 from training.checkpointing import load_run, newest_run, save_run
-from training.config import DataConfig, OptimizerConfig, TrainConfig, TransformerConfig
+from training.config import DataConfig, DecoderConfig, OptimizerConfig, TrainConfig, TransformerConfig
 from training.recipes import RECIPES
 from training.trainer import train
 
@@ -22,10 +24,11 @@ def records(run_dir):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One autoencoder run and one transformer run, whole."""
+    """One run of each stage, whole."""
     folder = tmp_path_factory.mktemp("runs")
     train(RECIPES["debug_cpu_autoencoder"](), folder / "autoencoder")
     train(transformer_config(folder), folder / "transformer")
+    train(decoder_config(folder), folder / "decoder")
     return folder
 
 
@@ -36,14 +39,20 @@ def transformer_config(folder):
     )
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
+def decoder_config(folder):
+    """Refine the decoder of the transformer's checkpoint, as one would to ship it."""
+    config = RECIPES["debug_cpu_decoder"]()
+    return replace(config, decoder=replace(config.decoder, autoencoder=str(folder / "transformer" / "checkpoint")))
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "transformer", "decoder"])
 def test_a_run_cut_off_half_way_goes_on_to_the_last_bit(runs, stage, tmp_path):
     shutil.copytree(runs / stage, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "step_00000006")
     log = tmp_path / "cut" / "log.jsonl"
     log.write_text(log.read_text()[:-40])  # a torn last line
-    config = RECIPES["debug_cpu_autoencoder"]() if stage == "autoencoder" else transformer_config(runs)
-    train(config, tmp_path / "cut")
+    configs = {"transformer": transformer_config(runs), "decoder": decoder_config(runs)}
+    train(configs.get(stage, RECIPES["debug_cpu_autoencoder"]()), tmp_path / "cut")
     assert records(tmp_path / "cut") == records(runs / stage)
     assert [r["step"] for r in records(runs / stage)] == list(range(1, 7))
 
@@ -75,6 +84,16 @@ def test_latents_of_the_exported_autoencoder_have_unit_variance(runs):
     assert len(vae.config.latents_std) == 16 and min(vae.config.latents_std) > 0
 
 
+def test_the_decoder_stage_changes_the_colour_decoder_and_nothing_else(runs):
+    before, after = (load_checkpoint(runs / stage / "checkpoint") for stage in ("transformer", "decoder"))
+    assert after.settings == before.settings and dict(after.vae.config) == dict(before.vae.config)
+    changed = set()
+    for name in ("vae", "disparity_vae", "transformer"):
+        old, new = (getattr(parts, name).state_dict() for parts in (before, after))
+        changed |= {f"{name}.{key.split('.')[0]}" for key in old if not torch.equal(old[key], new[key])}
+    assert changed == {f"vae.{part}" for part in ("from_latents", "decoder", "group_out", "fine", "frame_out")}
+
+
 def test_only_whole_checkpoints_are_found_and_old_ones_go(tmp_path):
     for step in (1, 2, 3):
         save_run(tmp_path, step, {"a": np_tensor(step), "nested": [{"b": np_tensor(step), 5: "five"}, 1.5, None]})
@@ -102,8 +121,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def np_tensor(value):
-    import torch
-
     return torch.tensor([float(value)])
 
 
@@ -117,6 +134,9 @@ def np_tensor(value):
         (lambda: DataConfig(clip_starts=(3,)), "clip_starts"),
         (lambda: DataConfig(clip_starts=(40,)), "clip_starts"),
         (lambda: DataConfig(clip_starts=(4,)), "clip_starts"),
+        (lambda: DecoderConfig(adversarial_start=1.5), "adversarial_start"),
+        (lambda: DecoderConfig(critic_widths=()), "critic_widths"),
+        (lambda: DecoderConfig(latent_noise=-0.1), "latent_noise"),
         (lambda: TransformerConfig(mask_shares=(0.5, 0.5, 0.5, 0.5)), "mask_shares"),
         (lambda: TransformerConfig(step_share=0.9), "shares"),
         (lambda: TransformerConfig(walker_sigmas=(0.5,)), "walker_sigmas"),

@@ -82,7 +82,7 @@ def test_walks_keep_clear_of_every_surface_and_of_movers(fps):
         rotation @ rotation.swapaxes(-1, -2), np.broadcast_to(np.eye(3), rotation.shape), atol=1e-12
     )
     assert (np.linalg.det(rotation) > 0).all()
-    assert np.abs(np.rad2deg(np.arcsin(walk[..., 2, 2]))).max() < 25.1
+    assert np.abs(np.rad2deg(np.arcsin(walk[..., 2, 2]))).max() < 45.1
 
 
 def test_physics_goes_on_where_it_stopped():

@@ -65,7 +65,7 @@ def test_a_network_that_knows_the_answer_is_believed(sigmas):
     w = window()
     answer = torch.randn(w.known.shape, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(w.known.shape, generator=torch.Generator().manual_seed(2))
-    result = denoise(lambda x, s, p: answer, FlowMatchEulerDiscreteScheduler(), w, noise, sigmas)  # type: ignore
+    result = denoise(lambda x, s, p, past: answer, FlowMatchEulerDiscreteScheduler(), w, noise, sigmas)  # type: ignore
     torch.testing.assert_close(result, answer, atol=1e-5, rtol=0)
 
 
@@ -74,7 +74,7 @@ def test_the_network_is_asked_on_the_straight_path_between_noise_and_its_answer(
     noise = torch.randn(w.known.shape, generator=torch.Generator().manual_seed(2))
     asked = []
 
-    def predict(model_input, sigma, positions):
+    def predict(model_input, sigma, positions, past):
         asked.append((float(sigma[0]), model_input[1, :, :TARGET_CHANNELS]))
         return torch.full_like(noise, 2.0)
 
