@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = [
     "aether_env.conventions", "aether_env.camera", "aether_env.raymap", "aether_env.disparity", "aether_env.trajectory",
-    "aether_env.pointcloud", "aether_env.metrics", "aether_env.pictures", "aether_env.visual",
+    "aether_env.pointcloud", "aether_env.path_metrics", "aether_env.metrics", "aether_env.depth_protocol",
+    "aether_env.pictures", "aether_env.visual",
     "aether_env.world_model.promise", "aether_env.world_model.noise", "aether_env.world_model.autoencoder",
     "aether_env.world_model.conditions", "aether_env.world_model.network", "aether_env.world_model.checkpoint",
     "aether_env.world_model.denoise", "aether_env.world_model.latents", "aether_env.world_model.pipeline",
-    "aether_env.world_model.rollout", "aether_env.sim", "aether_env.envs", "policies", "training.config",
-    "training.recipes", "training.simulate", "training.losses", "training.objective", "training.optimizer",
-    "training.parallelize", "training.checkpointing", "training.trainer", "training.train", "training.ship",
-    "training.make_starts", "training.evaluation",
+    "aether_env.world_model.rollout", "aether_env.sim", "aether_env.envs", "aether_env.cli", "policies",
+    "training.config", "training.recipes", "training.simulate", "training.losses", "training.objective",
+    "training.optimizer", "training.parallelize", "training.checkpointing", "training.discriminator",
+    "training.trainer", "training.train", "training.ship", "training.make_starts", "training.evaluation",
 ]  # fmt: skip
 """From top to bottom; a folder stands for its files, which may import each other."""
 

@@ -46,8 +46,8 @@ class Critic:
     """
 
     def __init__(self, network: nn.Module, config: DecoderConfig, processes: Processes, compile: bool = False):
-        self.network: Any = network.to(processes.device)
-        self.network.to(memory_format=torch.channels_last)
+        anything: Any = network  # the stubs do not know memory_format
+        self.network: nn.Module = anything.to(processes.device, memory_format=torch.channels_last)
         self.processes, self.peak_lr = processes, config.critic_lr
         self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.critic_lr, betas=(0.0, 0.99), weight_decay=0.0)

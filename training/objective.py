@@ -221,6 +221,7 @@ class Walkers:
         predict_clean: CleanPrediction,
         scheduler: object,
         sigmas: tuple[float, ...],
+        detail: float,
         generator: torch.Generator,
         dream: bool,
     ) -> None:
@@ -228,7 +229,7 @@ class Walkers:
         latents = batch.target
         if dream:
             noise = torch.randn(latents[:, -1:].shape, generator=generator, device=latents.device)
-            latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas))
+            latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), detail)
         self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
         self.step += 1
         ended = self.step >= self.dreamt.shape[1]

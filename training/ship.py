@@ -22,6 +22,7 @@ def main(
     out: tyro.conf.Positional[Path],
     colour: Path | None = None,
     step_sigmas: tuple[float, ...] | None = None,
+    step_detail: float | None = None,
     clip_sigmas: tuple[float, ...] | None = None,
     reconstruct_sigmas: tuple[float, ...] | None = None,
     int8: bool = True,
@@ -33,6 +34,7 @@ def main(
         out: Folder to write; replaced if it is there, unless the new one would be too large to ship.
         colour: Checkpoint whose colour autoencoder ships instead of the run's, with the same encoder: of a decoder run.
         step_sigmas: Noise levels of an env step, instead of the run's.
+        step_detail: See `Settings`, instead of the run's.
         clip_sigmas: Noise levels of prediction and planning, instead of the run's.
         reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
         int8: Store matrices as int8.
@@ -44,10 +46,13 @@ def main(
     if colour is not None:
         refined = load_checkpoint(colour).vae
         if not same_latents(parts.vae, refined):
-            raise SystemExit(f"{colour} encodes to other latents than {run_dir} was trained on; refine its own decoder.")
+            raise SystemExit(
+                f"{colour} encodes to other latents than {run_dir} was trained on; refine its own decoder."
+            )
         parts.vae = refined
     changes: dict[str, Any] = {
         "step_sigmas": step_sigmas,
+        "step_detail": step_detail,
         "clip_sigmas": clip_sigmas,
         "reconstruct_sigmas": reconstruct_sigmas,
     }

@@ -390,7 +390,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
             record |= {f"{name}_{part}": value for part, value in parts.items()}
         record |= {"loss": total.detach(), "grad_norm": run.descend(total, progress)}
         dream = progress >= stage.walker_start
-        walkers.advance(walk, predict_clean, scheduler, stage.walker_sigmas, generator, dream)
+        walkers.advance(walk, predict_clean, scheduler, stage.walker_sigmas, stage.walker_detail, generator, dream)
         return record
 
     try:
@@ -433,6 +433,7 @@ def export(folder: Path, config: TrainConfig, colour: Any, disparity: Any, trans
         fps=data.fps,
         history_noise=config.transformer.history_noise,
         step_sigmas=config.transformer.walker_sigmas,
+        step_detail=config.transformer.walker_detail,
     )
     parts = Components(
         settings, colour, disparity, transformer, FlowMatchEulerDiscreteScheduler(), torch.ones(1, 1, PROMPT_DIM)

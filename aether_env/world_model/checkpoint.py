@@ -115,8 +115,10 @@ class Settings:
     """Quantile of the first frame's valid depth that is one unit."""
     history_noise: float = 0.05
     """Standard deviation of the noise on shown latents of an env step."""
-    step_sigmas: tuple[float, ...] = (1.0, 0.6)
+    step_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Noise levels of an env step."""
+    step_detail: float = 0.4
+    """How much farther an env step goes from the first towards the last answer of its network, see `denoise`."""
     clip_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of prediction and planning."""
     reconstruct_sigmas: tuple[float, ...] = (1.0,)
@@ -136,6 +138,8 @@ class Settings:
             raise ValueError(f"unit_quantile must be between 0 and 1, got {self.unit_quantile!r}.")
         if not _is_number(self.history_noise) or not 0 <= self.history_noise < 1:
             raise ValueError(f"history_noise must be at least 0 and below 1, got {self.history_noise!r}.")
+        if not _is_number(self.step_detail) or not 0 <= self.step_detail <= 2:
+            raise ValueError(f"step_detail must be in 0..2, got {self.step_detail!r}.")
         for name in ("step_sigmas", "clip_sigmas", "reconstruct_sigmas"):
             levels = getattr(self, name)
             if not isinstance(levels, tuple | list) or not all(_is_number(level) for level in levels):

@@ -104,7 +104,7 @@ class CleanPrediction:
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
+        transformer: CogVideoXTransformer3DModel,
         prompt_embeds: Tensor,
         fps: float,
         head_dim: int = 64,
@@ -118,7 +118,9 @@ class CleanPrediction:
         self.patch = patch
         self.bf16 = bf16
         self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
-        transformer.set_attn_processor({name: PastAttention() for name in transformer.attn_processors})
+        if not all(isinstance(p, PastAttention) for p in transformer.attn_processors.values()):
+            transformer.set_attn_processor({name: PastAttention() for name in transformer.attn_processors})
+        # Shared with every other CleanPrediction of this transformer.
         self._attention = list(transformer.attn_processors.values())
 
     def look(self, model_input: Tensor, positions: tuple[float, ...]) -> Past:

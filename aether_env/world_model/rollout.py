@@ -187,7 +187,8 @@ class DreamWorld:
         window = self._window(state, wanted)
         shape = (1, *window.known.shape[2:])
         noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
-        new = denoise(self._predict, self._scheduler, window, noise, self.sigmas)[:, -1, : RAY.start]
+        detail = self.settings.step_detail
+        new = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)[:, -1, : RAY.start]
 
         last = state.history[:, -1]
         rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])

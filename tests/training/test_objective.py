@@ -144,7 +144,7 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler()
-    walkers.advance(batch, Seven(), scheduler, (1.0,), generator(), dream=True)  # type: ignore[arg-type]
+    walkers.advance(batch, Seven(), scheduler, (1.0,), 0.0, generator(), dream=True)  # type: ignore[arg-type]
     assert walkers.step.tolist() == [2, 3, 4, 5, *sampler.first_step(walkers.rows[4:]).tolist()]
     torch.testing.assert_close(walkers.dreamt[0, 1], torch.full_like(walkers.dreamt[0, 1], 7.0))
     assert walkers.dreamt[4, 1:].abs().max() < 7.0
@@ -180,7 +180,7 @@ def test_some_walks_begin_with_a_first_depth_that_was_dreamed(bank):
     batch = walkers.batch(generator())
     walkers.advance(
         batch, Seven(), FlowMatchEulerDiscreteScheduler(),
-        (1.0,), generator(), dream=True,
+        (1.0,), 0.0, generator(), dream=True,
     )  # fmt: skip  # type: ignore
     dreamed = ((walkers.dreamt[:, 0, 16:] - 7.0).abs() < 1e-4).all(dim=(1, 2, 3))
     assert 1 <= dreamed.sum() <= 8

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from aether_env.visual import colour_depth, contact_sheet, enlarge, write_png
-from training.evaluation.scores import FRAMES, LONG_STEPS, roll_out, warp_walk
+from training.evaluation.drift import STEPS
+from training.evaluation.scores import FRAMES, roll_out, warp_walk
 from training.evaluation.summary import PICTURE_SCORES, ROWS
+from training.evaluation.tables import markdown_tables
 from training.evaluation.walks import Walk
 
 TARGETS = {
@@ -26,6 +30,13 @@ _NAMES = {
     "warp": "first frame warped by true depth and pose", "autoencoder": "autoencoder alone",
 }  # fmt: skip
 _SHEET_FRAMES = (0, 4, 8, 12, 16)
+_DRIFT = {
+    "gradient_energy": "gradient energy, share of the truth's",
+    "autoencoder_gradient_energy": "... of the autoencoder",
+    "long_psnr": "PSNR", "repeated_long_psnr": "... first frame repeated", "warp_long_psnr": "... warped",
+    "autoencoder_long_psnr": "... autoencoder", "long_st_lpips": "ST-LPIPS", "warp_long_st_lpips": "... warped",
+    "metric_abs_rel": "metric depth Abs Rel", "depth_scale": "depth scale", "contrast": "contrast",
+}  # fmt: skip
 
 
 def checkpoint_sha256(folder: Path) -> str:
@@ -60,12 +71,13 @@ def markdown(results: dict[str, Any]) -> str:
         return number(name) if name in metrics else "-"
 
     lines = [
-        f"# {results['checkpoint']} on {results['seeds']['count']} test clips of the simulator", "",
-        f"`python -m training.evaluation.quick`, commit `{results['commit']}`, checkpoint sha256 "
+        f"# {results['checkpoint']}: {results['protocol']}{_clips(results)}", "",
+        f"`aether evaluate --protocol {results['protocol']}`, commit `{results['commit']}`, checkpoint sha256 "
         f"`{results['checkpoint_sha256'][:12]}`, device {results['device']}, noise levels of a step "
         f"{results['settings']['step_sigmas']}, of a clip {results['settings']['clip_sigmas']}.", "",
-        "| first targets | measured | 95 % interval | target | met |", "|---|---|---|---|---|",
     ]  # fmt: skip
+    if set(TARGETS) & {*metrics, *results["counts"]}:
+        lines += ["| first targets | measured | 95 % interval | target | met |", "|---|---|---|---|---|"]
     for name, (sign, target) in TARGETS.items():
         if name not in metrics and name in results["counts"]:
             lines.append(f"| {name} | undefined | - | {sign} {target:g} | no |")
@@ -77,12 +89,15 @@ def markdown(results: dict[str, Any]) -> str:
     for score in PICTURE_SCORES if shown else ():
         lines += ["", "| " + " | ".join([score, *(f"frame {frame}" for frame in FRAMES)]) + " |", "|---" * 4 + "|"]
         lines += [f"| {_NAMES[r]} | " + " | ".join(cell(f"{score}_{r}_{f}") for f in FRAMES) + " |" for r in shown]
-    if f"gradient_energy_{LONG_STEPS[0]}" in metrics:
-        lines += ["", "| long walk | " + " | ".join(f"step {step}" for step in LONG_STEPS) + " |", "|---" * 5 + "|"]
-        for name in ("gradient_energy", "autoencoder_gradient_energy", "long_psnr"):
-            lines.append(f"| {name} | " + " | ".join(cell(f"{name}_{step}") for step in LONG_STEPS) + " |")
+    steps = [step for step in STEPS if f"gradient_energy_{step}" in metrics]
+    if steps:
+        lines += ["", "| long walk | " + " | ".join(f"step {step}" for step in steps) + " |"]
+        lines += ["|---" * (len(steps) + 1) + "|"]
+        for name, words in _DRIFT.items():
+            if f"{name}_{steps[0]}" in metrics:
+                lines.append(f"| {words} | " + " | ".join(cell(f"{name}_{step}") for step in steps) + " |")
     tabled = {f"{s}_{r}_{f}" for s in PICTURE_SCORES for r in ROWS for f in FRAMES} | set(TARGETS)
-    tabled |= {f"{n}_{s}" for n in ("gradient_energy", "autoencoder_gradient_energy", "long_psnr") for s in LONG_STEPS}
+    tabled |= {f"{name}_{step}" for name in _DRIFT for step in steps}
     rest = [name for name in metrics if name not in tabled]
     if rest:
         lines += ["", "| other metrics | measured | 95 % interval | clips |", "|---|---|---|---|"]
@@ -92,6 +107,60 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", "| speed | |", "|---|---|"]
     lines += [f"| {k} | {f'{v:.3g}' if isinstance(v, float) else v} |" for k, v in results["speed"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _clips(results: dict[str, Any]) -> str:
+    """Return on what a protocol on the simulator was measured, nothing for the others."""
+    return f", {results['seeds']['count']} test clips of the simulator" if "count" in results["seeds"] else ""
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write results as JSON, their tables beside it as .md and, where there are long walks, a plot of them as .png."""
+    write_json(path, results)
+    text = markdown(results)
+    if results["protocol"] in ("tables", "sintel", "bonn", "kitti", "sintel_pose", "tum", "scannet"):
+        text += "\n" + markdown_tables(results["metrics"], results["counts"])
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_plot(path.with_suffix(".png"), results["metrics"])
+
+
+def write_plot(path: Path, metrics: dict[str, float]) -> bool:
+    """Plot what drifts over the steps of long walks; returns False where there is nothing to plot or no matplotlib."""
+    steps = [step for step in STEPS if f"gradient_energy_{step}" in metrics]
+    if len(steps) < 2:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    plots = {
+        "PSNR [dB]": ("long_psnr", "repeated_long_psnr", "warp_long_psnr", "autoencoder_long_psnr"),
+        "gradient energy / truth": ("gradient_energy", "autoencoder_gradient_energy"),
+        "metric depth Abs Rel": ("metric_abs_rel", "flat_metric_abs_rel", "autoencoder_metric_abs_rel"),
+        "contrast / truth": ("contrast", "autoencoder_contrast"),
+    }
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, plots.items(), strict=True):
+        for name in names:
+            values = [metrics.get(f"{name}_{step}", float("nan")) for step in steps]
+            axes.plot(steps, values, marker="o", label=name.replace("_", " "))
+        axes.set(title=title, xlabel="env step", xscale="log")
+        axes.legend(fontsize="small")
+    FigureCanvasAgg(figure).print_png(str(path))
+    return True
+
+
+def memory() -> dict[str, float]:
+    """Return the most memory that this process held, and the GPU's where one is used, in MiB."""
+    most = {}
+    if sys.platform == "linux":
+        import resource
+
+        most["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        most["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return most
 
 
 def write_sheet(path: Path, world: Any, walk: Walk, seed: int) -> None:

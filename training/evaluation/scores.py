@@ -1,4 +1,4 @@
-"""Scores of single clips: dreams, reconstructions and long walks beside the truth.
+"""Scores of single clips: dreams and reconstructions beside the truth.
 
 Every function returns arrays of one number per clip, NaN where a clip has none; `summary` makes metrics of them.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aether_env.camera import horizontal_fov
 from aether_env.conventions import FRAMES_PER_LATENT
-from aether_env.metrics import depth_errors, gradient_energy, pose_errors, psnr, ssim
+from aether_env.metrics import depth_errors, pose_errors, psnr, ssim
 from aether_env.world_model.latents import Codec, at_rest
 from aether_env.world_model.pipeline import AetherPipeline
 from aether_env.world_model.promise import Frames
@@ -23,8 +23,6 @@ Scores = dict[str, np.ndarray]
 
 FRAMES = (4, 8, 16)
 """Frames of a clip at which pictures are judged."""
-LONG_STEPS = (1, 4, 8, 16)
-"""Env steps of a long walk at which pictures are judged."""
 CONTROL_FRAME = 8
 """Frame at which the true path is compared with another one."""
 BEST_PSNR = 50.0
@@ -121,7 +119,6 @@ def rollout_scores(world: DreamWorld, walk: Walk, seed: int) -> Scores:
     """Return scores of env steps along the true path, and how much worse another clip's path does."""
     frames = roll_out(world, walk, walk.path, FRAMES[-1] // FRAMES_PER_LATENT, seed)
     scores = _scores_at_frames("dream", frames.rgb, walk)
-    scores |= _metric_depth(frames.depth, walk, (1, 4))
     aligned = depth_errors(_tensor(frames.depth, walk), walk.clips.depth[:, 1:], walk.clips.valid[:, 1:], "scale")
     scores["predicted_abs_rel"] = _numpy(aligned.abs_rel)
     scores["predicted_delta125"] = _numpy(aligned.delta125)
@@ -166,40 +163,11 @@ def reconstruction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Sc
     }
 
 
-def long_scores(world: DreamWorld, walk: Walk, seed: int) -> Scores:
-    """Return sharpness and PSNR along a walk of `LONG_STEPS[-1]` env steps, over the frames of a step."""
-    frames = roll_out(world, walk, walk.path, LONG_STEPS[-1], seed)
-    decoded = autoencode(world.codec, walk.clips.rgb)[:, 1:]
-    scores = _metric_depth(frames.depth, walk, (8, 16))
-    for step in LONG_STEPS:
-        of_step = slice(FRAMES_PER_LATENT * (step - 1), FRAMES_PER_LATENT * step)
-        truth = _pictures(walk.clips.rgb[:, 1:][:, of_step], walk)
-        for name, rgb in (("dream", frames.rgb), ("autoencoder", decoded), ("truth", walk.clips.rgb[:, 1:])):
-            shown = _pictures(rgb[:, of_step], walk)
-            energy = gradient_energy(shown.flatten(0, 1)).view(shown.shape[:2])
-            scores[f"energy_{name}_{step}"] = _numpy(energy.mean(1))
-            if name == "dream":
-                each = psnr(shown.flatten(0, 1), truth.flatten(0, 1)).clamp_max(BEST_PSNR)
-                scores[f"long_psnr_{step}"] = _numpy(each.view(shown.shape[:2]).mean(1))
-    return scores
-
-
 def _scores_at_frames(name: str, rgb_after_first: np.ndarray, walk: Walk) -> Scores:
     scores: Scores = {}
     for frame in FRAMES:
         shown, truth = (_pictures(rgb, walk) for rgb in (rgb_after_first[:, frame - 1], walk.clips.rgb[:, frame]))
         scores |= picture_scores(name, frame, shown, truth, visible_in(walk, frame))
-    return scores
-
-
-def _metric_depth(depth_after_first: np.ndarray, walk: Walk, steps: tuple[int, ...]) -> Scores:
-    """Return Abs Rel of the frames of env steps, without any alignment."""
-    scores: Scores = {}
-    for step in steps:
-        of_step = slice(FRAMES_PER_LATENT * (step - 1), FRAMES_PER_LATENT * step)
-        truth, valid = walk.clips.depth[:, 1:][:, of_step], walk.clips.valid[:, 1:][:, of_step]
-        errors = depth_errors(_tensor(depth_after_first[:, of_step], walk), truth, valid, None)
-        scores[f"metric_abs_rel_{step}"] = _numpy(errors.abs_rel)
     return scores
 
 

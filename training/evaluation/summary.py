@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from training.evaluation.scores import FRAMES, LONG_STEPS, Scores
+from training.evaluation.scores import FRAMES, Scores
 
 RESAMPLES = 1000
 """Bootstrap samples of an interval."""
 PICTURE_SCORES = ("psnr", "ssim", "visible_psnr", "visible_ssim")
 ROWS = ("dream", "pipeline", "repeated", "warp", "autoencoder")
 _MEANS = (
-    "predicted_abs_rel", "predicted_delta125", "pipeline_abs_rel", "metric_abs_rel_1", "metric_abs_rel_4",
-    "metric_abs_rel_8", "metric_abs_rel_16", "depth_abs_rel", "depth_delta125", "flat_depth_abs_rel",
+    "predicted_abs_rel", "predicted_delta125", "pipeline_abs_rel", "depth_abs_rel", "depth_delta125",
+    "flat_depth_abs_rel",
 )  # fmt: skip
 _MEDIANS = {
     "depth_abs_rel_median": "depth_abs_rel",
@@ -25,19 +26,25 @@ _MEDIANS = {
     "fov_error_deg_median": "fov_error_deg",
 }
 
-Statistic = Callable[..., float]
+Statistic = Callable[..., Any]
+"""Of arrays (..., N) over the last axis, all bootstrap samples at once."""
+Row = tuple[str, Statistic, tuple[str, ...]]
+"""A metric: its name, what is taken over clips, and the scores that it is taken of."""
 
 
-def gap_closed(shown: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> float:
+def gap_closed(shown: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> Any:
     """Return the part of the way from floor to ceiling, from means over clips without the NaN.
 
     NaN where the ceiling is not above the floor: an autoencoder worse than a repeated picture leaves no gap to close.
     """
-    low, high = np.nanmean(floor), np.nanmean(ceiling)
-    return float((np.nanmean(shown) - low) / (high - low)) if high > low else float("nan")
+    low, high = mean(floor), mean(ceiling)
+    gap = np.where(high > low, high - low, np.nan)
+    return (mean(shown) - low) / gap
 
 
-def summarise(scores: Scores, seed: int) -> tuple[dict[str, float], dict[str, list[float]], dict[str, int]]:
+def summarise(
+    scores: Scores, seed: int, rows: Sequence[Row] | None = None
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, int]]:
     """Return metrics, their 95 % bootstrap intervals over clips, and how many clips each was taken over.
 
     A metric that has no finite value (no clip shows enough, say) is left out; its count tells.
@@ -45,14 +52,18 @@ def summarise(scores: Scores, seed: int) -> tuple[dict[str, float], dict[str, li
     Args:
         scores: Name -> one number per clip; what was not measured is not there, nor are its metrics.
         seed: Of the bootstrap.
+        rows: The metrics; None takes those of `METRICS`.
     """
     metrics: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
     counts: dict[str, int] = {}
-    for name, statistic, arrays in _wanted(scores):
+    for name, statistic, keys in METRICS if rows is None else rows:
+        if not all(key in scores for key in keys):
+            continue
+        arrays = [scores[key] for key in keys]
         counted = ~np.any([np.isnan(values) for values in arrays], axis=0)
         counts[name] = int(counted.sum())
-        value = statistic(*arrays) if counts[name] else np.nan
+        value = float(statistic(*arrays)) if counts[name] else np.nan
         if np.isfinite(value):
             metrics[name] = value
             intervals[name] = bootstrap(statistic, arrays, seed)
@@ -63,51 +74,48 @@ def bootstrap(statistic: Statistic, arrays: list[np.ndarray], seed: int) -> list
     """Return the 2.5 % and 97.5 % quantiles of a statistic of clips drawn with replacement.
 
     Args:
-        statistic: Of arrays (N,).
+        statistic: See `Statistic`.
         arrays: Each (N,); clips where one of them is NaN take no part.
         seed: Of the draws.
     """
     table = np.stack(arrays)
     table = table[:, ~np.isnan(table).any(axis=0)]
-    rng = np.random.default_rng(seed)
-    values = [statistic(*table[:, rng.integers(table.shape[1], size=table.shape[1])]) for _ in range(RESAMPLES)]
-    return [float(value) for value in np.nanquantile(values, (0.025, 0.975))]
+    drawn = np.random.default_rng(seed).integers(table.shape[1], size=(RESAMPLES, table.shape[1]))
+    return [float(value) for value in np.nanquantile(statistic(*table[:, drawn]), (0.025, 0.975))]
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values))
+def mean(values: np.ndarray) -> Any:
+    """Return the mean without the NaN."""
+    return np.nanmean(values, axis=-1)
 
 
-def _median(values: np.ndarray) -> float:
-    return float(np.nanmedian(values))
+def median(values: np.ndarray) -> Any:
+    """Return the median without the NaN."""
+    return np.nanmedian(values, axis=-1)
 
 
-def _mean_difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.nanmean(a) - np.nanmean(b))
+def mean_difference(a: np.ndarray, b: np.ndarray) -> Any:
+    """Return how much larger the mean of a is than that of b."""
+    return mean(a) - mean(b)
 
 
-def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.nanmean(a) / np.nanmean(b))
+def ratio_of_means(a: np.ndarray, b: np.ndarray) -> Any:
+    """Return the mean of a over the mean of b."""
+    return mean(a) / mean(b)
 
 
-def _wanted(scores: Scores) -> Iterator[tuple[str, Statistic, list[np.ndarray]]]:
-    """Yield name, statistic and its arrays for every metric whose scores are there."""
-    table: list[tuple[str, Statistic, tuple[str, ...]]] = []
+def _metrics() -> Iterator[Row]:
     for frame in FRAMES:
         for row in ROWS:
-            table += [(f"{s}_{row}_{frame}", _mean, (f"{s}_{row}_{frame}",)) for s in PICTURE_SCORES]
-        table.append((f"visible_share_{frame}", _mean, (f"visible_share_{frame}",)))
+            yield from ((f"{s}_{row}_{frame}", mean, (f"{s}_{row}_{frame}",)) for s in PICTURE_SCORES)
+        yield f"visible_share_{frame}", mean, (f"visible_share_{frame}",)
         for name, row in (("", "dream"), ("pipeline_", "pipeline"), ("warp_", "warp")):
             rows = tuple(f"visible_psnr_{r}_{frame}" for r in (row, "repeated", "autoencoder"))
-            table.append((f"{name}visible_gap_{frame}", gap_closed, rows))
-    table.append(("controllability_db", _mean_difference, ("psnr_dream_8", "psnr_other_path")))
-    table += [(name, _mean, (name,)) for name in _MEANS]
-    table += [(name, _median, (score,)) for name, score in _MEDIANS.items()]
-    for step in LONG_STEPS:
-        table.append((f"gradient_energy_{step}", _ratio_of_means, (f"energy_dream_{step}", f"energy_truth_{step}")))
-        rows = (f"energy_autoencoder_{step}", f"energy_truth_{step}")
-        table.append((f"autoencoder_gradient_energy_{step}", _ratio_of_means, rows))
-        table.append((f"long_psnr_{step}", _mean, (f"long_psnr_{step}",)))
-    for name, statistic, keys in table:
-        if all(key in scores for key in keys):
-            yield name, statistic, [scores[key] for key in keys]
+            yield f"{name}visible_gap_{frame}", gap_closed, rows
+    yield "controllability_db", mean_difference, ("psnr_dream_8", "psnr_other_path")
+    yield from ((name, mean, (name,)) for name in _MEANS)
+    yield from ((name, median, (score,)) for name, score in _MEDIANS.items())
+
+
+METRICS: tuple[Row, ...] = tuple(_metrics())
+"""Of the scores in scores.py."""

@@ -84,6 +84,18 @@ def test_the_network_is_asked_on_the_straight_path_between_noise_and_its_answer(
     torch.testing.assert_close(asked[1][1], 0.6 * noise[1] + 0.4 * 2.0)
 
 
+def test_detail_carries_the_result_on_from_the_first_answer_past_the_last():
+    w = window()
+    noise = torch.randn(w.known.shape, generator=torch.Generator().manual_seed(2))
+    answers = iter((1.0, 2.0, 4.0))
+
+    def predict(model_input, sigma, positions, past):
+        return torch.full_like(noise, next(answers))
+
+    result = denoise(predict, FlowMatchEulerDiscreteScheduler(), w, noise, [1.0, 0.6, 0.3], 0.5)  # type: ignore
+    torch.testing.assert_close(result, torch.full_like(noise, 4.0 + 0.5 * (4.0 - 1.0)), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("fps", [0.0, -1.0, 24.0, float("nan")])
 def test_a_speed_that_was_not_trained_is_named(fps):
     with pytest.raises(ValueError, match="fps must be 12"):

@@ -78,6 +78,15 @@ def test_a_whole_window_is_seen_as_diffusers_sees_it_also_after_looking_back(net
     torch.testing.assert_close(got, truth, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_two_askers_of_one_transformer_do_not_disturb_each_other(network, model_input):
+    sigma = torch.ones(2)
+    before = split(network, model_input, sigma)
+    other = CleanPrediction(network.transformer, network.prompt_embeds, fps=12.0)
+    assert torch.equal(split(other, model_input, sigma), before)
+    assert torch.equal(split(network, model_input, sigma), before)
+
+
 def test_gradients_reach_the_shown_slots_through_what_is_kept_of_them(network, model_input):
     model_input.requires_grad_()
     split(network, model_input, torch.ones(2)).square().sum().backward()

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from training.evaluation import report
-from training.evaluation.quick import evaluate, main
+from training.evaluation.evaluate import evaluate
+from training.evaluation.quick import main
 
 PROMISED = (
     "depth_abs_rel", "visible_gap_4", "visible_gap_8", "visible_gap_16", "rotation_error_deg_median",
     "controllability_db", "gradient_energy_16", "cpu_steps_per_second", "depth_delta125", "metric_abs_rel_1",
-    "metric_abs_rel_4", "predicted_abs_rel", "pipeline_visible_gap_16", "nan_free_200", "psnr_warp_8",
+    "metric_abs_rel_10", "predicted_abs_rel", "pipeline_visible_gap_16", "nan_free_200", "psnr_warp_8",
     "visible_ssim_autoencoder_16", "fov_error_deg_median",
 )  # fmt: skip
 
@@ -72,6 +73,12 @@ def test_what_cannot_be_measured_is_refused(tiny_checkpoint: Path):
         short(tiny_checkpoint, clips=1)
     with pytest.raises(ValueError, match="only must be some of"):
         short(tiny_checkpoint, only=("everything",))
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        short(tiny_checkpoint, protocol="everything")
+    with pytest.raises(ValueError, match="of a protocol on the simulator"):
+        short(tiny_checkpoint, protocol="tables")
+    with pytest.raises(ValueError, match="add --root"):
+        evaluate(tiny_checkpoint, protocol="sintel")
     with pytest.raises(ValueError, match="rollout"):
         short(tiny_checkpoint, only=("speed",), sheets=Path("sheets"))
     with pytest.raises(ValueError, match="neither a bundled one"):
