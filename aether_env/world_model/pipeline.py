@@ -96,7 +96,7 @@ class AetherPipeline:
             depth: (B, H, W) metres of the first frame (fixes the scale), or (B, 17, H, W) of all; NaN where unknown.
             world_from_camera: (B, 17, 4, 4) where the path is known.
             intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
-            seeds: B integers; default 0.
+            seeds: B integers; default 0. Without effect where the checkpoint reconstructs at one noise level.
             fps: Of the video; only the checkpoint's.
 
         Returns:
@@ -241,6 +241,8 @@ class AetherPipeline:
         window = Window(known, mask, torch.ones(batch, WINDOW, device=device), CLIP_POSITIONS)
         predict = self.codec.predict_clean(fps)
         sigmas = self.sigmas if video is None else self.reconstruct_sigmas
+        if video is not None and len(sigmas) == 1:
+            noise = torch.zeros_like(noise)  # a single answer is a mean over all noises; any one of them only disturbs
         latents = denoise(predict, self.components.scheduler, window, noise, sigmas)
         result = self._result(latents, video, first, depths, unit, metric)
         return result if given is None else replace(result, world_from_camera=given[0], intrinsics=given[1])
