@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aether_env.world_model.autoencoder import CausalGroupAutoencoder
 
 MAX_BYTES = 32 << 20
+ARCHITECTURE = ("in_channels", "latent_channels", "width", "fine_width", "encoder_blocks")
+"""What shapes an encoder."""
 
 
 def main(
@@ -67,6 +69,8 @@ def same_latents(one: CausalGroupAutoencoder, other: CausalGroupAutoencoder) -> 
     """Return whether two autoencoders of one architecture encode alike: the same encoder, mean and deviation."""
     import torch
 
+    if {n: one.config[n] for n in ARCHITECTURE} != {n: other.config[n] for n in ARCHITECTURE}:
+        return False
     same = torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
     parts = ("frame_in", "frame_in_block", "group_in", "encoder", "to_moments")
     return same and all(

@@ -99,7 +99,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything in which checkpoints of our own layout differ; defaults are those of `mini`."""
+    """Everything in which checkpoints of our own layout differ."""
 
     height: int = 64
     """Rows of a picture."""
@@ -117,7 +117,7 @@ class Settings:
     """Standard deviation of the noise on shown latents of an env step."""
     step_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Noise levels of an env step."""
-    step_detail: float = 0.4
+    step_detail: float = 0.0
     """How much farther an env step goes from the first towards the last answer of its network, see `denoise`."""
     clip_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of prediction and planning."""

@@ -24,7 +24,7 @@ from aether_env.world_model.latents import Codec, at_rest
 from aether_env.world_model.promise import Frames
 from aether_env.world_model.rollout import DreamState, DreamWorld
 from training.evaluation.perceptual import PictureDistance
-from training.evaluation.scores import BEST_PSNR, LEAST_VISIBLE, Scores, visible_in, warp_walk
+from training.evaluation.scores import BEST_PSNR, LEAST_VISIBLE, Scores, refuse_nan, visible_in, warp_walk
 from training.evaluation.summary import Row, mean, mean_difference, median, ratio_of_means
 from training.evaluation.walks import Walk, WalkSet, as_pictures
 
@@ -204,6 +204,7 @@ def _dreamed(
     state, _ = world.start(walk.starts(), walk.seeds(seed))
     for step in tqdm(range(1, max(steps) + 1), desc="env steps", unit="step", leave=False):
         state, frames = world.advance(state, path[:, _frames_of(step)])
+        refuse_nan(f"depth dreamed at step {step}", frames.depth, walk)
         if step in steps:
             yield step, frames
 

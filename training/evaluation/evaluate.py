@@ -94,7 +94,7 @@ def evaluate(
         seed: Of the dreams' noise, the random actions and the bootstrap.
         device: Where to render and dream; the speed is always the CPU's.
         step_sigmas: Noise levels of an env step, None for the checkpoint's.
-        clip_sigmas: Noise levels of prediction and reconstruction, None for the checkpoint's.
+        clip_sigmas: Noise levels of prediction, planning and reconstruction, None for the checkpoint's.
         only: Sections of a simulator protocol, None for all of them.
         root: Folder of a public set.
         stride: Frames between windows of a public set, None for the public one.
@@ -120,6 +120,8 @@ def evaluate(
         raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}.")
     if clips < 2:
         raise ValueError(f"clips must be at least 2, got {clips}: each is also dreamed along another clip's path.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
     sections = SECTIONS.get(protocol, ()) if only is None else only
     if only is not None and (not only or protocol not in SECTIONS or not set(only) <= set(get_args(Section))):
         raise ValueError(
@@ -143,7 +145,8 @@ def evaluate(
         "settings": {
             "height": world.height, "width": world.width, "fps": world.fps, "step_sigmas": list(world.sigmas),
             "clip_sigmas": list(pipeline.sigmas),
-            "reconstruct_sigmas": list(components.settings.reconstruct_sigmas), "sections": list(sections),
+            "reconstruct_sigmas": list(pipeline.reconstruct_sigmas), "step_detail": components.settings.step_detail,
+            "sections": list(sections),
         },
         "speed": {"checkpoint_mib": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20},
     }  # fmt: skip
@@ -335,7 +338,7 @@ def main(
         device: Where to render and dream; the speed is always the CPU's.
         out: JSON file; the tables go beside it as .md, a plot of the drift as .png. None only prints.
         step_sigmas: Noise levels of an env step instead of the checkpoint's.
-        clip_sigmas: Noise levels of prediction and planning instead of the checkpoint's.
+        clip_sigmas: Noise levels of prediction, planning and reconstruction instead of the checkpoint's.
         only: Sections of a simulator protocol.
         root: Folder of a public set.
         stride: Frames between windows of a public set; the public one unless given.
@@ -343,11 +346,13 @@ def main(
     """
     from training.evaluation import report
 
+    if out is not None:
+        report.check_writable(out)
     results = evaluate(
         checkpoint, protocol=protocol, clips=clips, seed=seed, device=device, step_sigmas=step_sigmas,
         clip_sigmas=clip_sigmas, only=only, root=root, stride=stride, sheets=sheets,
     )  # fmt: skip
-    print(report.markdown(results))
+    print(report.document(results))
     if out is not None:
         report.write(out, results)
 

@@ -32,7 +32,7 @@ def main(
         device: Where to render and dream; the speed is always the CPU's.
         out: JSON file; the tables go beside it as .md. None writes nothing.
         step_sigmas: Noise levels of an env step instead of the checkpoint's.
-        clip_sigmas: Noise levels of prediction and planning instead of the checkpoint's.
+        clip_sigmas: Noise levels of prediction, planning and reconstruction instead of the checkpoint's.
         only: What to measure.
         sheets: Folder for contact sheets of the best, median and worst clip.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,10 @@ def checkpoint_sha256(folder: Path) -> str:
 
 
 def commit() -> str:
-    """Return the commit that runs, with "-dirty" where files differ from it; "unknown" outside of a repository."""
-    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    """Return the commit that runs, with "-dirty" where its code differs from it; "unknown" outside of a repository."""
+    root = Path(__file__).parents[2]
+    packages = [str(root / name) for name in ("aether_env", "policies", "training")]
+    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *packages)
     return "unknown" if head is None else head + ("-dirty" if status else "")
 
 
@@ -99,6 +102,11 @@ def markdown(results: dict[str, Any]) -> str:
     tabled = {f"{s}_{r}_{f}" for s in PICTURE_SCORES for r in ROWS for f in FRAMES} | set(TARGETS)
     tabled |= {f"{name}_{step}" for name in _DRIFT for step in steps}
     rest = [name for name in metrics if name not in tabled]
+    for numbers, stems in _series(rest).items():
+        lines += ["", "| by frame or env step | " + " | ".join(map(str, numbers)) + " |"]
+        lines += ["|---" * (len(numbers) + 1) + "|"]
+        lines += [f"| {stem} | " + " | ".join(cell(f"{stem}_{n}") for n in numbers) + " |" for stem in stems]
+        rest = [name for name in rest if name not in {f"{stem}_{n}" for stem in stems for n in numbers}]
     if rest:
         lines += ["", "| other metrics | measured | 95 % interval | clips |", "|---|---|---|---|"]
     for name in rest:
@@ -109,18 +117,53 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _series(names: list[str]) -> dict[tuple[int, ...], list[str]]:
+    """Return numbers -> beginnings of those names that differ in the number at their end only, two numbers or more."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        if number.isdecimal():
+            numbers.setdefault(stem, []).append(int(number))
+    series: dict[tuple[int, ...], list[str]] = {}
+    for stem, found in numbers.items():
+        if len(found) > 1:
+            series.setdefault(tuple(sorted(found)), []).append(stem)
+    return series
+
+
 def _clips(results: dict[str, Any]) -> str:
     """Return on what a protocol on the simulator was measured, nothing for the others."""
     return f", {results['seeds']['count']} test clips of the simulator" if "count" in results["seeds"] else ""
 
 
+def document(results: dict[str, Any]) -> str:
+    """Return results as Markdown, with the paper's tables beside them where their protocol has some."""
+    text = markdown(results)
+    if results["protocol"] in ("quick", "simulator"):
+        return text
+    return text + "\n" + markdown_tables(results["metrics"], results["counts"])
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a JSON file.
+
+    Raises:
+        ValueError: The file is not named .json (the tables and the plot go beside it), or its folder cannot be made.
+    """
+    if path.suffix != ".json":
+        raise ValueError(f"out must end in .json, got {path}: the tables go beside it as .md, the plot as .png.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out cannot be written: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"out cannot be written: {path.parent} is read-only.")
+
+
 def write(path: Path, results: dict[str, Any]) -> None:
     """Write results as JSON, their tables beside it as .md and, where there are long walks, a plot of them as .png."""
     write_json(path, results)
-    text = markdown(results)
-    if results["protocol"] in ("tables", "sintel", "bonn", "kitti", "sintel_pose", "tum", "scannet"):
-        text += "\n" + markdown_tables(results["metrics"], results["counts"])
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    path.with_suffix(".md").write_text(document(results), encoding="utf-8")
     write_plot(path.with_suffix(".png"), results["metrics"])
 
 

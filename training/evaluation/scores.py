@@ -51,13 +51,26 @@ def roll_out(world: DreamWorld, walk: Walk, path: np.ndarray, steps: int, seed: 
     for step in range(steps):
         state, frames = world.advance(state, path[:, FRAMES_PER_LATENT * step + 1 :][:, :FRAMES_PER_LATENT])
         parts.append(frames)
+    depth = np.concatenate([p.depth for p in parts], axis=1)
+    refuse_nan("dreamed depth", depth, walk)
     return Frames(
         rgb=np.concatenate([p.rgb for p in parts], axis=1),
-        depth=np.concatenate([p.depth for p in parts], axis=1),
+        depth=depth,
         world_from_camera=np.concatenate([p.world_from_camera for p in parts], axis=1),
         intrinsics=np.concatenate([p.intrinsics for p in parts], axis=1),
         metric=parts[0].metric,
     )
+
+
+def refuse_nan(name: str, values: np.ndarray, walk: Walk) -> None:
+    """Refuse results (B, ...) that are not finite: metrics would leave such pixels out and look better for it.
+
+    Raises:
+        ValueError: Names the clips.
+    """
+    broken = walk.numbers[~np.isfinite(values).reshape(len(values), -1).all(axis=1)]
+    if len(broken):
+        raise ValueError(f"{name} is NaN or infinite in test clips {broken.tolist()}: the checkpoint is broken.")
 
 
 @torch.inference_mode()
@@ -134,6 +147,7 @@ def prediction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores
         walk.rgb[:, 0], depth=walk.first_depth, world_from_camera=walk.path, intrinsics=walk.intrinsics,
         seeds=walk.seeds(seed),
     )  # fmt: skip
+    refuse_nan("predicted depth", result.depth, walk)
     aligned = depth_errors(
         _tensor(result.depth[:, 1:], walk), walk.clips.depth[:, 1:], walk.clips.valid[:, 1:], "scale"
     )
@@ -143,6 +157,8 @@ def prediction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores
 def reconstruction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores:
     """Return errors of depth, path and field of view found in the pictures alone; angles in degrees."""
     result = pipeline.reconstruct(walk.rgb, seeds=walk.seeds(seed))
+    refuse_nan("reconstructed depth", result.depth, walk)
+    refuse_nan("reconstructed path", result.world_from_camera, walk)
     depth, valid = walk.clips.depth, walk.clips.valid
     found = depth_errors(_tensor(result.depth, walk), depth, valid, "scale")
     flat = depth_errors(torch.ones_like(depth), depth, valid, "scale")

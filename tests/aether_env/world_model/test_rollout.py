@@ -1,5 +1,7 @@
 """Dreaming step by step: seeds, batches, immutability, memory, scale, errors. The weights are random."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,17 @@ def test_a_dream_is_the_same_alone_and_in_any_place_of_a_batch(world):
 def test_another_seed_dreams_another_dream(world):
     states = [walk(world, [start(0)], [seed], 1)[0] for seed in (1, 2)]
     assert (states[0].history[0, -1] - states[1].history[0, -1]).abs().max() > 0.1
+
+
+def test_detail_moves_a_step_on_from_its_first_answer_past_its_last(tiny_checkpoint):
+    parts = load_checkpoint(tiny_checkpoint)
+    latents = []
+    for detail, sigmas in ((0.0, (1.0,)), (0.0, (1.0, 0.5)), (0.5, (1.0, 0.5))):
+        parts.settings = replace(parts.settings, step_detail=detail, step_sigmas=sigmas)
+        latents.append(walk(DreamWorld(parts), [start(0)], [1], 1)[0].history[:, -1])
+    first, last, beyond = latents
+    torch.testing.assert_close(beyond, last + 0.5 * (last - first), atol=1e-4, rtol=1e-4)
+    assert (beyond - last).abs().max() > 1e-2
 
 
 def test_advance_leaves_the_state_as_it_was(world):

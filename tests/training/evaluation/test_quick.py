@@ -73,6 +73,10 @@ def test_what_cannot_be_measured_is_refused(tiny_checkpoint: Path):
         short(tiny_checkpoint, clips=1)
     with pytest.raises(ValueError, match="only must be some of"):
         short(tiny_checkpoint, only=("everything",))
+    with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+        short(tiny_checkpoint, seed=-1)
+    with pytest.raises(ValueError, match="out must end in .json"):
+        main(str(tiny_checkpoint), out=Path("results.md"))
     with pytest.raises(ValueError, match="protocol must be one of"):
         short(tiny_checkpoint, protocol="everything")
     with pytest.raises(ValueError, match="of a protocol on the simulator"):
@@ -92,6 +96,19 @@ def test_the_digest_of_a_checkpoint_knows_names_and_contents(tmp_path: Path):
     assert digest == report.checkpoint_sha256(tmp_path) and len(digest) == 64
     (tmp_path / "b").rename(tmp_path / "c")
     assert report.checkpoint_sha256(tmp_path) != digest
+
+
+def test_metrics_that_differ_in_their_number_share_a_row_and_every_metric_is_in_the_table():
+    names = ["way_1", "way_10", "lost_10", "lost_1", "alone_4", "plain"]
+    results = {
+        "checkpoint": "x", "protocol": "simulator", "commit": "c", "checkpoint_sha256": "s" * 64, "device": "cpu",
+        "seeds": {"count": 2}, "settings": {"step_sigmas": [1.0], "clip_sigmas": [1.0]}, "counts": {}, "speed": {},
+        "intervals": {}, "metrics": {name: float(place + 2) for place, name in enumerate(names)},
+    }  # fmt: skip
+    lines = report.markdown(results).splitlines()
+    assert "| way | 2.00 | 3.00 |" in lines and "| lost | 5.00 | 4.00 |" in lines
+    assert "| by frame or env step | 1 | 10 |" in lines
+    assert "| alone_4 | 6.00 | - | - |" in lines and "| plain | 7.00 | - | - |" in lines
 
 
 def test_results_come_back_from_json_as_they_were_and_nan_is_refused(tmp_path: Path):
