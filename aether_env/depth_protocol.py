@@ -1,12 +1,12 @@
 """The public protocol of video depth (MonST3R, CUT3R, AETHER): one alignment a sequence, sequences weighted by pixels.
 
 results = [sequence_depth(1 / disparity, truth, truth > 0, SINTEL) for disparity, truth in sequences]
-table_row = mean_over_sequences(results)
+
+A table's row is the mean of the results that have valid pixels, weighted by `num_valid`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +42,7 @@ KITTI = DepthProtocol(max_depth=None, clip_after_alignment=None)
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceDepth:
-    """Errors of one sequence, or the weighted mean of several."""
+    """Errors of one sequence."""
 
     abs_rel: float
     """Mean of |prediction - target| / target; NaN where nothing is valid."""
@@ -96,23 +96,6 @@ def sequence_depth(
     counts = torch.ones_like(t, dtype=torch.bool)
     errors = depth_errors(p[None], t[None], counts[None], align, clip=protocol.clip_after_alignment)
     return SequenceDepth(abs_rel=errors.abs_rel.item(), delta125=errors.delta125.item(), num_valid=len(t))
-
-
-def mean_over_sequences(results: Sequence[SequenceDepth]) -> SequenceDepth:
-    """Return the mean over sequences, weighted by their valid pixels; those without any do not count.
-
-    Raises:
-        ValueError: No sequence has a valid pixel.
-    """
-    counted = [result for result in results if result.num_valid > 0]
-    if not counted:
-        raise ValueError(f"results must have a sequence with valid pixels, got {len(results)} without.")
-    total = sum(result.num_valid for result in counted)
-    return SequenceDepth(
-        abs_rel=sum(result.abs_rel * result.num_valid for result in counted) / total,
-        delta125=sum(result.delta125 * result.num_valid for result in counted) / total,
-        num_valid=total,
-    )
 
 
 def _adam_scale_shift(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

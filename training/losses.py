@@ -23,8 +23,11 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, edge_weight: float) 
     return loss + edge_weight * edge_loss(prediction, target)
 
 
-def gradient_energy(picture: Tensor) -> Tensor:
-    """Return the mean squared difference of neighbouring pixels of (..., H, W): blur lowers it, noise raises it."""
+def rgb_gradient_energy(picture: Tensor) -> Tensor:
+    """Return the mean squared difference of neighbouring pixels of (..., H, W): blur lowers it, noise raises it.
+
+    Every channel counts by itself; `metrics.gradient_energy` is that of luma.
+    """
     return (picture.diff(dim=-2) ** 2).mean() + (picture.diff(dim=-1) ** 2).mean()
 
 

@@ -22,7 +22,7 @@ from aether_env.world_model.network import PROMPT_DIM, CleanPrediction, build_tr
 from training.checkpointing import load_run, newest_run, rng_for, save_run
 from training.config import TrainConfig
 from training.discriminator import Critic, PatchDiscriminator
-from training.losses import gradient_energy, reconstruction_loss
+from training.losses import reconstruction_loss, rgb_gradient_energy
 from training.objective import Sampler, Walkers, stage1_loss
 from training.optimizer import AveragedWeights, build_optimizers, rate_factor
 from training.parallelize import (
@@ -317,7 +317,7 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
             loss = loss + stage.adversarial_weight * critic.dislike(decoded)
         with torch.no_grad():
             mse = ((decoded.clamp(-1, 1) - video) ** 2).mean()
-            sharpness = gradient_energy(decoded) / gradient_energy(video)
+            sharpness = rgb_gradient_energy(decoded) / rgb_gradient_energy(video)
         norm = run.descend(loss, progress)
         psnr = 10 * torch.log10(4.0 / mse)
         return {"loss": loss.detach(), "psnr": psnr, "sharpness": sharpness, "grad_norm": norm, **record}

@@ -10,8 +10,6 @@ from aether_env.depth_protocol import (
     KITTI,
     SINTEL,
     DepthProtocol,
-    SequenceDepth,
-    mean_over_sequences,
     sequence_depth,
 )
 
@@ -116,16 +114,6 @@ def test_both_scale_and_shift_agree_where_the_public_descent_converges():
     assert results[0].abs_rel == pytest.approx(results[1].abs_rel, abs=2e-3)
 
 
-def test_sequences_are_averaged_by_their_valid_pixels():
-    results = [
-        SequenceDepth(abs_rel=0.1, delta125=1.0, num_valid=300),
-        SequenceDepth(abs_rel=0.5, delta125=0.6, num_valid=100),
-        SequenceDepth(abs_rel=float("nan"), delta125=float("nan"), num_valid=0),
-    ]
-    mean = mean_over_sequences(results)
-    assert (mean.abs_rel, mean.delta125, mean.num_valid) == pytest.approx((0.2, 0.9, 400))
-
-
 def test_a_sequence_without_truth_has_no_errors_and_no_pixels():
     for align in ("scale", "scale_shift", "public_scale_shift", None):
         found = sequence_depth(np.ones((1, 4, 4)), np.zeros((1, 4, 4)), np.ones((1, 4, 4)), SINTEL, align)
@@ -139,7 +127,6 @@ def test_a_sequence_without_truth_has_no_errors_and_no_pixels():
         (lambda d: sequence_depth(d, d, d[:, :1] > 0, SINTEL), "do not fit"),
         (lambda d: sequence_depth(d * np.nan, d, d > 0, SINTEL), "NaN"),
         (lambda d: sequence_depth(d, d, d > 0, SINTEL, "median"), "align"),
-        (lambda d: mean_over_sequences([]), "valid pixels"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):

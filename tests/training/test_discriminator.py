@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d
 
 from training.config import DecoderConfig
 from training.discriminator import Critic, PatchDiscriminator
-from training.losses import critic_loss, gradient_energy
+from training.losses import critic_loss, rgb_gradient_energy
 from training.parallelize import Processes
 
 
@@ -52,6 +52,6 @@ def test_hinge_loss_is_zero_only_beyond_the_margin():
     assert float(critic_loss(torch.tensor([0.0]), torch.tensor([0.5]))) == 2.5
 
 
-def test_gradient_energy_of_a_ramp_is_its_slopes_squared():
+def test_rgb_gradient_energy_of_a_ramp_is_its_slopes_squared():
     rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
-    assert float(gradient_energy(2.0 * rows + 0.5 * columns)) == pytest.approx(4.25)
+    assert float(rgb_gradient_energy(2.0 * rows + 0.5 * columns)) == pytest.approx(4.25)

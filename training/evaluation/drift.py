@@ -1,7 +1,8 @@
 """How far a dream drifts from the truth on long walks, and what it still knows when it comes back to where it began.
 
-A number of drift at step N is the mean over the four frames of env step N. Scores without a prefix are the dream's;
-beside them stand a ceiling, `autoencoder_...`, and floors: `repeated_...` (the first frame), `warp_...` (it warped by
+A number of drift at step N is the mean over the four frames of env step N; errors of depth, its scale and the kernel
+distance take the pixels or patches of all four together. Scores without a prefix are the dream's; beside them stand a
+ceiling, `autoencoder_...`, and floors: `repeated_...` (the first frame), `warp_...` (it warped by
 true depth and pose) and, for depth, `flat_...` (the median of the first frame's depth).
 """
 
@@ -20,11 +21,12 @@ from aether_env.camera import relative_to
 from aether_env.conventions import FRAMES_PER_LATENT
 from aether_env.metrics import depth_errors, gradient_energy, ms_ssim, patch_kernel_distance, psnr, ssim
 from aether_env.sim import ClipPlans, draw_clips
+from aether_env.world_model.checkpoint import Settings
 from aether_env.world_model.latents import Codec, at_rest
 from aether_env.world_model.promise import Frames
 from aether_env.world_model.rollout import DreamState, DreamWorld
 from training.evaluation.perceptual import PictureDistance
-from training.evaluation.scores import BEST_PSNR, LEAST_VISIBLE, Scores, refuse_nan, visible_in, warp_walk
+from training.evaluation.scores import BEST_PSNR, LEAST_SHARE, Scores, parts_in, refuse_nan, warp_walk, where_enough
 from training.evaluation.summary import Row, mean, mean_difference, median, ratio_of_means
 from training.evaluation.walks import Walk, WalkSet, as_pictures
 
@@ -34,8 +36,6 @@ RETURN_STEPS = (4, 8, 16)
 """Env steps out, after which the camera comes back the same way."""
 PATCHES = 500
 """For the kernel distance of a clip's four frames: more save less noise than a few more clips do."""
-LEAST_MOVING = 0.005
-"""Share of a frame below which what moves in it is too small to judge; the simulator's movers are small."""
 PERCEPTUAL = ("lpips", "st_lpips")
 """What a perceptual distance may be called."""
 
@@ -46,7 +46,17 @@ _LAST_STEP = range(5, 9)  # of a walk drawn as its first frame, the step before 
 _LUMA = (0.299, 0.587, 0.114)
 _RETURN_ROWS = ("truth_return", "autoencoder_return", "turning_point_return", "other_clip_return")
 _MEMORY = {True: "", False: "_without_memory"}
-_LEAST = {"visible": LEAST_VISIBLE, "hole": LEAST_VISIBLE, "static": LEAST_VISIBLE, "moving": LEAST_MOVING}
+
+
+def long_walks(count: int, settings: Settings, device: str = "cpu") -> WalkSet:
+    """Return the first test clips, planned for all of `STEPS`: the same walks however few of their steps are measured.
+
+    Args:
+        count: Clips; planning 32 takes about 3 seconds. What is not measured is not drawn.
+        settings: Size and speed of the checkpoint's pictures.
+        device: Where they are drawn.
+    """
+    return WalkSet(count, FRAMES_PER_LATENT * STEPS[-1] + 1, settings, device)
 
 
 @torch.inference_mode()
@@ -61,12 +71,12 @@ def drift_scores(
 ) -> Scores:
     """Return how dreams along the true path differ from the truth at each of `STEPS`.
 
-    Pixels are visible (at rest, and the first frame has seen them), holes (at rest, and it has not), static (either) or
-    moving (of something that has moved since the first frame). Frames with less than `_LEAST` of a kind do not count.
+    Parts are those of `scores.parts_in`; moving is what has moved since the first frame. Frames with less than
+    `LEAST_SHARE` of a part do not count.
 
     Args:
         world: The dream.
-        walks: Clips of more than 4 * `last_step` frames; only those that are needed are drawn.
+        walks: Clips of more than 4 * `last_step` frames, see `long_walks`; only frames that are needed are drawn.
         numbers: (B,) which of the clips.
         seed: Of the dreams' noise, see `Walk.seeds`, and of the patches.
         last_step: Later steps are left out.
@@ -116,7 +126,8 @@ def return_scores(
 
     Args:
         world: The dream.
-        walks: At least two clips of more than 8 * max(`steps`) frames; only those that are needed are drawn.
+        walks: At least two clips of more than 8 * max(`steps`) frames, see `long_walks`; only frames that are needed
+            are drawn.
         numbers: (B,) which of the clips.
         seed: Of the dreams' noise, see `Walk.seeds`.
         steps: Env steps out.
@@ -240,7 +251,7 @@ def _picture_scores(dream: Frames, decoded: Tensor, walk: Walk, seed: int, perce
     for row, shown in shown_by.items():
         found = {name: _over_frames(measure, shown, truth) for name, measure in _measures(perceptual).items()}
         for part, mask in parts.items():
-            found[f"{part}_psnr"] = _over_frames(partial(_part_psnr, least=_LEAST[part]), shown, truth, mask)
+            found[f"{part}_psnr"] = _over_frames(partial(_part_psnr, part), shown, truth, mask)
         pairs = zip(shown, truth, strict=True)
         distances = [patch_kernel_distance(a, b, num_patches=PATCHES, seed=seed) for a, b in pairs]
         found["kernel_distance"] = np.array(distances)
@@ -271,10 +282,9 @@ def _depth_scores(dream: Frames, decoded: Tensor, walk: Walk) -> Scores:
 
 
 def _parts_of(walk: Walk) -> dict[str, Tensor]:
-    """Return the kinds of pixels of a walk's last env step, each (B, 4, H, W) bool."""
-    moving = walk.clips.moving[:, _LAST_STEP]
-    visible = torch.stack([visible_in(walk, frame) for frame in _LAST_STEP], dim=1)
-    return {"visible": visible, "hole": ~visible & ~moving, "static": ~moving, "moving": moving}
+    """Return the parts of the frames of a walk's last env step, each (B, 4, H, W) bool."""
+    frames = [parts_in(walk, frame) for frame in _LAST_STEP]
+    return {part: torch.stack([parts[part] for parts in frames], dim=1) for part in LEAST_SHARE}
 
 
 def _true_return(walks: WalkSet, numbers: np.ndarray, steps_out: int) -> tuple[Walk, Tensor]:
@@ -324,7 +334,7 @@ def _return_picture_scores(shown: Tensor | np.ndarray, walk: Walk, moving: Tenso
     start = as_pictures(walk.clips.rgb[:, 0], moving.device)
     picture = as_pictures(shown, moving.device)
     found = {name: _numpy(measure(picture, start)) for name, measure in _measures(perceptual).items()}
-    return found | {"static_psnr": _numpy(_part_psnr(picture, start, ~moving, least=LEAST_VISIBLE))}
+    return found | {"static_psnr": _numpy(_part_psnr("static", picture, start, ~moving))}
 
 
 def _measures(perceptual: Perceptual) -> dict[str, PictureDistance]:
@@ -337,9 +347,9 @@ def _capped_psnr(shown: Tensor, truth: Tensor, mask: Tensor | None = None) -> Te
     return psnr(shown, truth, mask).clamp_max(BEST_PSNR)
 
 
-def _part_psnr(shown: Tensor, truth: Tensor, mask: Tensor, *, least: float) -> Tensor:
-    """Return PSNR (B,) in a part (B, H, W), NaN where the part has less than `least` of the picture."""
-    return torch.where(mask.float().mean((1, 2)) >= least, _capped_psnr(shown, truth, mask), torch.nan)
+def _part_psnr(part: str, shown: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Return PSNR (B,) in a part (B, H, W), NaN where the part is too small."""
+    return where_enough(part, mask, _capped_psnr(shown, truth, mask))
 
 
 def _contrast(rgb: Tensor) -> Tensor:
@@ -363,7 +373,7 @@ def _numpy(values: Tensor) -> np.ndarray:
 
 
 def _drift_metrics() -> Iterator[Row]:
-    pictures = ("psnr", "ssim", "ms_ssim", *PERCEPTUAL, "kernel_distance", *(f"{part}_psnr" for part in _LEAST))
+    pictures = ("psnr", "ssim", "ms_ssim", *PERCEPTUAL, "kernel_distance", *(f"{part}_psnr" for part in LEAST_SHARE))
     for step in STEPS:
         for row in ("dream", "autoencoder", "repeated", "warp"):
             prefix = _prefix(row)
@@ -374,7 +384,7 @@ def _drift_metrics() -> Iterator[Row]:
         for row in ("dream", "autoencoder", "flat"):
             for name, statistic in (("metric_abs_rel", mean), ("depth_scale", median), ("depth_scale_error", mean)):
                 yield f"{_prefix(row)}{name}_{step}", statistic, (f"{_prefix(row)}{name}_{step}",)
-        yield from ((f"long_{part}_share_{step}", mean, (f"long_{part}_share_{step}",)) for part in _LEAST)
+        yield from ((f"long_{part}_share_{step}", mean, (f"long_{part}_share_{step}",)) for part in LEAST_SHARE)
 
 
 def _return_metrics() -> Iterator[Row]:

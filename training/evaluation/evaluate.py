@@ -90,7 +90,8 @@ def evaluate(
     Args:
         checkpoint: A bundled name or a folder.
         protocol: What is measured, and on what.
-        clips: How many test clips; the first ones of the test seeds. Public sets and tables have their own.
+        clips: How many test clips, the first ones of the test seeds; of tables: of each of its sets, at most all.
+            Public sets have their own.
         seed: Of the dreams' noise, the random actions and the bootstrap.
         device: Where to render and dream; the speed is always the CPU's.
         step_sigmas: Noise levels of an env step, None for the checkpoint's.
@@ -162,7 +163,8 @@ def evaluate(
     for name, value in found.items():
         results[name] = results[name] | value if isinstance(results.get(name), dict) else value
     times = {f"evaluation_seconds_{name}": value for name, value in subject.clock.seconds.items()}
-    return results | {"speed": results["speed"] | times | report.memory()}
+    memory = {f"evaluation_{name}": value for name, value in report.memory().items()}
+    return results | {"speed": results["speed"] | times | memory}
 
 
 def _simulator(
@@ -177,9 +179,8 @@ def _simulator(
     import numpy as np
     from tqdm import tqdm
 
-    from aether_env.conventions import FRAMES_PER_LATENT
     from aether_env.world_model.pipeline import CLIP_FRAMES
-    from training.evaluation import drift, report, scores
+    from training.evaluation import drift, report, scores, vbench
     from training.evaluation.perceptual import LEAST_SIZE, perceptual_distance
     from training.evaluation.running import measure_speed, stays_finite
     from training.evaluation.summary import summarise
@@ -215,8 +216,8 @@ def _simulator(
     if {"drift", "return"} & set(sections) and min(world.height, world.width) >= LEAST_SIZE:
         perceptual = perceptual_distance(subject.device)
 
-    def walk_far(name: str, count: int, steps: int, measure: Callable[[WalkSet, np.ndarray], Scores]) -> None:
-        far = WalkSet(count, FRAMES_PER_LATENT * steps + 1, world.settings, subject.device)
+    def walk_far(name: str, count: int, measure: Callable[[WalkSet, np.ndarray], Scores]) -> None:
+        far = drift.long_walks(count, world.settings, subject.device)
         batches = np.array_split(np.arange(count), -(-count // BATCH))
         bar = tqdm(batches, desc=name, unit="batch")
         keep(_joined([clock.time(name, partial(measure, far, numbers)) for numbers in bar]), drift.METRICS)
@@ -224,10 +225,10 @@ def _simulator(
     if "drift" in sections:
         last = DRIFT_STEPS[protocol]
         drifting = partial(drift.drift_scores, world, seed=seed, last_step=last, perceptual=perceptual)
-        walk_far("drift", min(clips, DRIFT_CLIPS[protocol]), last, drifting)
+        walk_far("drift", min(clips, DRIFT_CLIPS[protocol]), drifting)
     if "return" in sections:
-        returning = partial(drift.return_scores, world, seed=seed, perceptual=perceptual)
-        walk_far("return", min(clips, RETURN_CLIPS), 2 * drift.RETURN_STEPS[-1], returning)
+        returning = partial(drift.return_scores, world, seed=seed, steps=drift.RETURN_STEPS, perceptual=perceptual)
+        walk_far("return", min(clips, RETURN_CLIPS), returning)
     if "endurance" in sections:
         few = walks.draw(np.arange(2 if clips >= BATCH else 1))  # a small run is for a quick look
         metrics["nan_free_200"] = float(clock.time("endurance", partial(stays_finite, world, few, seed)))
@@ -238,7 +239,11 @@ def _simulator(
         order = np.argsort(-joined["rollout"][f"psnr_dream_{scores.FRAMES[-1]}"], kind="stable")
         for title, number in (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])):
             report.write_sheet(sheets / f"{title}.png", world, walks.draw(np.array([number])), seed)
-    return {"metrics": metrics, "intervals": intervals, "counts": counts, "speed": speed}
+    unmeasured = vbench.why_not_measured() or "VBench is not measured by this protocol but by `tables`."
+    return {
+        "metrics": metrics, "intervals": intervals, "counts": counts, "speed": speed,
+        "settings": {"vbench": unmeasured} if protocol == "simulator" else {},
+    }  # fmt: skip
 
 
 def _clip_sections() -> dict[str, tuple[Callable[[Subject, WalkSet, Walk], Scores], Sequence[Row]]]:
@@ -268,42 +273,65 @@ def _clip_sections() -> dict[str, tuple[Callable[[Subject, WalkSet, Walk], Score
 
 
 def _tables(subject: Subject, clips: int) -> dict[str, Any]:
-    """Return what our rows of the paper's table 5 hold, on the sets in and out of the training's domain."""
+    """Return what our rows of the paper's tables 3 to 6 hold, on the sets in and out of the training's domain.
+
+    Tables 3, 4 and 6 need VBench; without it only table 5 is measured, and settings say why.
+    """
     import numpy as np
     from tqdm import tqdm
 
+    from aether_env.sim import seed_in
     from training.evaluation import planning, tables, vbench
     from training.evaluation.summary import mean, summarise
     from training.evaluation.walks import BATCH
 
-    sets = tables.domain_sets("prediction", subject.world.settings, device=subject.device)
-    found: dict[str, Scores] = {}
-    for domain, walks in zip(("in_domain", "out_of_domain"), sets, strict=True):
-        count = min(clips, walks.count)
-        batches = np.array_split(np.arange(count), -(-count // BATCH))
-        found[domain] = _joined(
-            [
-                planning.planning_scores(subject.pipeline, walks.draw(numbers), subject.seed)
-                for numbers in tqdm(batches, desc=domain.replace("_", " "), unit="batch")
-            ]
-        )
-    found["overall"] = {name: np.concatenate([found[d][name] for d in list(found)]) for name in found["in_domain"]}
     scores: Scores = {}
     rows: list[Row] = []
+    seeds: dict[str, Any] = {}
+
+    def of_clips(task: tables.Task, measure: Callable[[Walk], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return what is measured of each clip, those in-domain first."""
+        kind = tables.KINDS[task]
+        firsts = {"in_domain": 0, "out_of_domain": tables.OUT_OF_DOMAIN_FIRST}
+        sets = tables.domain_sets(kind, subject.world.settings, device=subject.device)
+        seeds[kind], parts = {}, []
+        for (domain, first), walks in zip(firsts.items(), sets, strict=True):
+            count = min(clips, walks.count)
+            seeds[kind][domain] = {"first": seed_in("test", first), "count": count}
+            batches = np.array_split(np.arange(count), -(-count // BATCH))
+            words = f"{task} {domain}".replace("_", " ")
+            parts += [measure(walks.draw(numbers)) for numbers in tqdm(batches, desc=words, unit="batch")]
+        return _joined(parts)
+
+    def keep(task: tables.Task, row: str, column: str, values: np.ndarray) -> None:
+        """Keep what `of_clips` or what comes of it holds for each clip."""
+        inside = min(clips, tables.SIZES[tables.KINDS[task]][0])
+        parts: dict[tables.Domain, slice] = {
+            "in_domain": slice(inside), "out_of_domain": slice(inside, None), "overall": slice(None),
+        }  # fmt: skip
+        for domain, part in parts.items():
+            name = tables.metric_name(task, domain, column, row)
+            scores[name] = values[part]
+            rows.append((name, mean, (name,)))
+
+    found = of_clips("navigation", lambda walk: planning.planning_scores(subject.pipeline, walk, subject.seed))
     ours = {"": "navigation", "repeated": "plan_repeated", "warp": "plan_warp", "autoencoder": "plan_autoencoder"}
-    for domain, of_domain in found.items():
-        for row, picture in ours.items():
-            for column in ("psnr", "ssim", "ms_ssim", "lpips", "st_lpips"):
-                keys = [f"{picture}_{column}_{frame}" for frame in planning.FRAMES]
-                if keys[0] not in of_domain:
-                    continue
-                name = tables.metric_name("navigation", domain, column, row)  # type: ignore[arg-type]
-                scores[name] = np.mean([of_domain[key] for key in keys], axis=0)
-                rows.append((name, mean, (name,)))
+    for row, picture in ours.items():
+        for column in ("psnr", "ssim", "ms_ssim", "lpips", "st_lpips"):
+            keys = [f"{picture}_{column}_{frame}" for frame in planning.FRAMES]
+            if keys[0] in found:
+                keep("navigation", row, column, np.mean([found[key] for key in keys], axis=0))
+    reason = vbench.why_not_measured()
+    for name, dreamed in vbench.DREAMED.items() if reason is None else ():
+        task = cast("tables.Task", name)
+        videos = of_clips(task, partial(vbench.task_videos, subject.pipeline, task, seed=subject.seed))
+        judged = vbench.vbench_scores(videos, subject.world.fps, device=subject.device)
+        for row, video in {"": dreamed, "repeated": "repeated", "truth": "truth"}.items():
+            for dimension in vbench.WEIGHTS:
+                keep(task, row, dimension, judged[f"vbench_{video}_{dimension}"])
     metrics, intervals, counts = summarise(scores, subject.seed, rows)
     return {
-        "metrics": metrics, "intervals": intervals, "counts": counts,
-        "settings": {"vbench": vbench.why_not_measured() or "not measured by this protocol"},
+        "metrics": metrics, "intervals": intervals, "counts": counts, "seeds": seeds, "settings": {"vbench": reason},
     }  # fmt: skip
 
 

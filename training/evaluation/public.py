@@ -8,8 +8,8 @@ The protocol is the public one (`depth_protocol`, `path_metrics`) but for what t
   the 9 shared frames of the public protocol (41 frames, stride 32), it is cut to leave 9. `settings` tells both.
 - Frames follow one another as the set has them, whatever their rate.
 
-Beside every figure are its floors (depth that is flat, a camera that stands still or flies straight on) and, for
-depth, the ceiling: the true depth at the checkpoint's size.
+Beside every figure are its floors (flat depth; a camera that stands still, one that flies straight on; a constant guess
+of the field of view) and, for depth, the ceiling: the true depth at the checkpoint's size.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from aether_env.camera import make_pose
+from aether_env.camera import scale_intrinsics
 from aether_env.depth_protocol import BONN, KITTI, SINTEL, Alignment, DepthProtocol, sequence_depth
 from aether_env.disparity import fill_depth
-from aether_env.path_metrics import ate, rpe
 from aether_env.pictures import fit_picture
 from aether_env.world_model.pipeline import CLIP_FRAMES, AetherPipeline
 from training.evaluation.datasets import DatasetError, DatasetName, LabelledVideo, open_dataset, windows
 from training.evaluation.joining import join_disparity, join_paths
-from training.evaluation.scores import Scores
+from training.evaluation.scores import PATH_ERRORS, PATH_ROWS, Scores, camera_scores, path_scores
 from training.evaluation.summary import Row, mean, summarise
 
 DEPTH_PROTOCOLS: dict[str, DepthProtocol] = {"sintel": SINTEL, "bonn": BONN, "kitti": KITTI}
@@ -61,10 +60,11 @@ DEPTH_METRICS: tuple[Row, ...] = (
     ("judged_share", weighted_mean, ("judged_share", "all_pixels")),
 )  # fmt: skip
 """Weighted by valid pixels. "scale_shift" is the best alignment, "public_scale_shift" is for comparing with tables."""
+CAMERA_SCORES = ("fov_error_deg", "focal_error", "guessed_fov_error_deg", "guessed_focal_error")
+"""Of the part of the pictures that is judged, where the set tells intrinsics; see `scores.camera_scores`."""
 POSE_METRICS: tuple[Row, ...] = tuple(
-    (f"{row}{error}", mean, (f"{row}{error}",))
-    for row in ("", "standing_", "straight_") for error in ("ate", "rpe_translation", "rpe_rotation_deg")
-)  # fmt: skip
+    (name, mean, (name,)) for name in (*(f"{row}{error}" for row in PATH_ROWS for error in PATH_ERRORS), *CAMERA_SCORES)
+)
 """Every sequence counts alike."""
 
 
@@ -75,6 +75,8 @@ class Found(NamedTuple):
     """(T, h, w) float64, of the checkpoint's size."""
     world_from_camera: np.ndarray
     """(T, 4, 4) float64."""
+    intrinsics: np.ndarray
+    """(T, 3, 3) float64, pixels of the checkpoint's size: the mean of what the windows find that show a frame."""
 
 
 def public_scores(
@@ -124,7 +126,7 @@ def public_scores(
         if judges_depth:
             parts.append(depth_scores(1 / np.maximum(found.disparity, 1e-12), video, DEPTH_PROTOCOLS[name], device))
         else:
-            parts.append(pose_scores(found.world_from_camera, video))
+            parts.append(pose_scores(found, video))
     scores: Scores = {key: np.array([part[key] for part in parts]) for key in parts[0]}
     prefix = name.removesuffix("_pose")
     table = DEPTH_METRICS if judges_depth else POSE_METRICS
@@ -163,18 +165,24 @@ def reconstruct_video(pipeline: AetherPipeline, video: LabelledVideo, stride: in
     cover = windows(len(video), CLIP_FRAMES, stride)
     depth: list[np.ndarray] = []
     paths: list[np.ndarray] = []
+    intrinsics, shown = np.zeros((len(video), 3, 3)), np.zeros((len(video), 1, 1))
     for first in tqdm(range(0, len(cover), BATCH), desc=video.name, unit="batch", leave=False):
         batch = cover[first : first + BATCH]
         seeds = [_noise_seed(seed, video.name, window.start) for window in batch]
         result = pipeline.reconstruct(np.stack([rgb[window.start : window.stop] for window in batch]), seeds=seeds)
-        if not (np.isfinite(result.depth).all() and np.isfinite(result.world_from_camera).all()):
+        found = (result.depth, result.world_from_camera, result.intrinsics)
+        if not all(np.isfinite(values).all() for values in found):
             raise ValueError(
                 f"{video.name}: the checkpoint finds NaN in frames {batch[0].start} to {batch[-1].stop - 1}."
             )
         depth += list(result.depth)
         paths += list(result.world_from_camera)
+        for window, matrices in zip(batch, result.intrinsics, strict=True):
+            intrinsics[window.start : window.stop] += matrices
+            shown[window.start : window.stop] += 1
     starts = [window.start for window in cover]
-    return Found(join_disparity([1 / d.astype(np.float64) for d in depth], starts), join_paths(paths, starts))
+    disparity = join_disparity([1 / d.astype(np.float64) for d in depth], starts)
+    return Found(disparity, join_paths(paths, starts), intrinsics / shown)
 
 
 def depth_scores(
@@ -219,25 +227,25 @@ def depth_scores(
     return scores
 
 
-def pose_scores(world_from_camera: np.ndarray, video: LabelledVideo) -> dict[str, float]:
-    """Return errors of a path (T, 4, 4) after Sim(3), and of a camera that stands still or flies straight on.
+def pose_scores(found: Found, video: LabelledVideo) -> dict[str, float]:
+    """Return errors of a video's path and intrinsics, and of their floors: see `path_scores` and `camera_scores`.
 
-    Lengths are in the set's unit (metres), angles in degrees.
+    Lengths are in the set's unit (metres), angles in degrees. What concerns intrinsics is NaN where there is no truth.
 
     Args:
-        world_from_camera: (T, 4, 4).
+        found: In the centre of the pictures.
         video: With poses.
     """
     truth = video.world_from_camera
     assert truth is not None, "a set of DEPTH_PROTOCOLS has no poses to judge"
-    still = np.tile(np.eye(4), (len(truth), 1, 1))
-    straight = make_pose(still[:, :3, :3], np.arange(len(truth))[:, None] * [0.0, 0.0, 1.0])
-    scores = {}
-    for row, path in (("", world_from_camera), ("standing_", still), ("straight_", straight)):
-        relative = rpe(path, truth)
-        scores[f"{row}ate"] = ate(path, truth)
-        scores[f"{row}rpe_translation"] = relative.translation
-        scores[f"{row}rpe_rotation_deg"] = relative.rotation_deg
+    scores = path_scores(found.world_from_camera, truth) | dict.fromkeys(CAMERA_SCORES, float("nan"))
+    if video.intrinsics is not None:
+        size = (found.disparity.shape[1], found.disparity.shape[2])
+        rows, columns = judged_part(video.height, video.width, *size)
+        cropped = video.intrinsics - [[0, 0, columns.start], [0, 0, rows.start], [0, 0, 0]]
+        true = scale_intrinsics(cropped, (rows.stop - rows.start, columns.stop - columns.start), size)
+        errors = camera_scores(found.intrinsics, true, size)
+        scores |= {name: float(value) for name, value in errors.items()}
     return scores
 
 

@@ -17,7 +17,7 @@ from aether_env.visual import colour_depth, contact_sheet, enlarge, write_png
 from training.evaluation.drift import STEPS
 from training.evaluation.scores import FRAMES, roll_out, warp_walk
 from training.evaluation.summary import PICTURE_SCORES, ROWS
-from training.evaluation.tables import markdown_tables
+from training.evaluation.tables import markdown_tables, remark
 from training.evaluation.walks import Walk
 
 TARGETS = {
@@ -140,8 +140,8 @@ def document(results: dict[str, Any]) -> str:
     """Return results as Markdown, with the paper's tables beside them where their protocol has some."""
     text = markdown(results)
     if results["protocol"] in ("quick", "simulator"):
-        return text
-    return text + "\n" + markdown_tables(results["metrics"], results["counts"])
+        return text + remark(results)
+    return text + "\n" + markdown_tables(results["metrics"], results["counts"]) + remark(results)
 
 
 def check_writable(path: Path) -> None:

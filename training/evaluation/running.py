@@ -1,25 +1,31 @@
-"""How a checkpoint runs: whether a long random walk stays finite, and what an env step costs on a CPU."""
+"""How a checkpoint runs: whether a long random walk stays finite, and what an env costs on a CPU: time and memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import aether_env  # noqa: F401  registers Aether-v0
+import aether_env.envs.aether  # noqa: F401  registers Aether-v0; imported before memory is measured
 from aether_env.camera import interpolate_pose
 from aether_env.conventions import FRAMES_PER_LATENT
 from aether_env.envs.actions import Se3Action
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.conditions import COLOUR, DISPARITY
 from aether_env.world_model.rollout import DreamWorld
-from training.evaluation.walks import Walk
+
+if TYPE_CHECKING:
+    from training.evaluation.walks import Walk  # only a type: the process that measures memory needs no simulator
 
 ENDURANCE_STEPS = 200
 WARM_UP, TIMED = 3, 16
@@ -44,7 +50,9 @@ def stays_finite(world: DreamWorld, walk: Walk, seed: int) -> bool:
 
 
 def measure_speed(folder: Path, walk: Walk, sigmas: Sequence[float] | None, seed: int) -> dict[str, Any]:
-    """Return seconds of single env steps of Aether-v0 on the CPU with `CPU_THREADS` threads.
+    """Return what single env steps of Aether-v0 cost on the CPU with `CPU_THREADS` threads: seconds and MiB.
+
+    Memory is measured in a process of its own, see `measure_memory`.
 
     Args:
         folder: Of the checkpoint.
@@ -79,7 +87,52 @@ def measure_speed(folder: Path, walk: Walk, sigmas: Sequence[float] | None, seed
         "cpu_load_seconds": loading,
         "cpu_decoding_share": decoding / median,
         "cpu_frames_per_second": FRAMES_PER_LATENT / median,
+        **measure_memory(folder, sigmas),
     }
+
+
+def measure_memory(folder: Path, sigmas: Sequence[float] | None = None) -> dict[str, float]:
+    """Return the most memory that a fresh process holds while it loads a checkpoint and plays Aether-v0 on the CPU.
+
+    Args:
+        folder: Of the checkpoint.
+        sigmas: Noise levels of a step, None for the checkpoint's.
+
+    Returns:
+        "cpu_memory_mib", what loading, a reset and `WARM_UP + TIMED` steps add to the process (MiB), and
+        "cpu_memory_total_mib", all that it holds, PyTorch among it. Nothing where the system is not Linux.
+    """
+    if sys.platform != "linux":
+        return {}
+    command = [sys.executable, "-m", "training.evaluation.running", str(folder), *map(str, sigmas or ())]
+    paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _memory_of_this_process(folder: Path, sigmas: Sequence[float] | None) -> dict[str, float]:
+    torch.set_num_threads(CPU_THREADS)
+    before = _status_mib("VmRSS")
+    world = DreamWorld(load_checkpoint(folder, "cpu"), sigmas=sigmas)
+    env = gym.make("Aether-v0", world=world)
+    picture = np.zeros((world.height, world.width, 3), np.uint8)
+    env.reset(seed=0, options={"image": picture, "depth": np.ones(picture.shape[:2], np.float32)})
+    for _ in range(WARM_UP + TIMED):
+        env.step(np.zeros(6, np.float32))
+    most = _status_mib("VmHWM")
+    return {"cpu_memory_mib": most - before, "cpu_memory_total_mib": most}
+
+
+def _status_mib(name: str) -> float:
+    """Return what Linux says of this process: VmRSS, what it holds now, VmHWM, the most so far.
+
+    Not getrusage: its most is handed on to a child, so that this process would begin with its parent's.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def _decoding_seconds(world: DreamWorld) -> float:
@@ -98,3 +151,8 @@ def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+if __name__ == "__main__":  # what `measure_memory` starts
+    _levels = [float(word) for word in sys.argv[2:]]
+    print(json.dumps(_memory_of_this_process(Path(sys.argv[1]), _levels or None)))

@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.scores import FRAMES, Scores
+from training.evaluation.scores import FRAMES, PATH_ERRORS, PATH_ROWS, Scores
 
 RESAMPLES = 1000
 """Bootstrap samples of an interval."""
 PICTURE_SCORES = ("psnr", "ssim", "visible_psnr", "visible_ssim")
 ROWS = ("dream", "pipeline", "repeated", "warp", "autoencoder")
+_DEPTHS = (
+    "predicted", "pipeline", "flat_predicted", "held_predicted", "autoencoder_predicted", "depth", "flat_depth",
+    "autoencoder_depth",
+)  # fmt: skip
 _MEANS = (
-    "predicted_abs_rel", "predicted_delta125", "pipeline_abs_rel", "depth_abs_rel", "depth_delta125",
-    "flat_depth_abs_rel",
+    *(f"{name}_{error}" for name in _DEPTHS for error in ("abs_rel", "delta125")),
+    "depth_abs_rel_scale_shift", "depth_delta125_scale_shift",
+    *(f"{row}{error}" for row in PATH_ROWS for error in PATH_ERRORS),
 )  # fmt: skip
 _MEDIANS = {
     "depth_abs_rel_median": "depth_abs_rel",
@@ -23,7 +28,16 @@ _MEDIANS = {
     "rotation_error_last_deg_median": "rotation_error_deg_last",
     "rotation_standing_deg_median": "rotation_standing_deg",
     "translation_direction_deg_median": "translation_direction_deg",
+    "straight_translation_direction_deg_median": "straight_translation_direction_deg",
+    "step_direction_deg_median": "step_direction_deg",
+    "straight_step_direction_deg_median": "straight_step_direction_deg",
+    "scale_error_median": "scale_error",
+    "scale_error_without_depth_median": "scale_error_without_depth",
     "fov_error_deg_median": "fov_error_deg",
+    "fov_error_deg": "fov_error_deg",  # the same under the name that comparisons ask for
+    "guessed_fov_error_deg_median": "guessed_fov_error_deg",
+    "focal_error_median": "focal_error",
+    "guessed_focal_error_median": "guessed_focal_error",
 }
 
 Statistic = Callable[..., Any]

@@ -4,6 +4,10 @@
     metrics = {metric_name("navigation", "in_domain", "psnr"): 21.3, "sintel_abs_rel_scale": 0.4, ...}
     text = markdown_tables(metrics)
 
+Results of several protocols, of one checkpoint, make one document:
+
+    python -m training.evaluation.tables tables.json sintel.json tum.json --out tables.md
+
 Names of metrics: those of `public` for tables 1 and 2, of `metric_name` for the others. What has no number says "not
 measured". Printed figures are in paper_tables.json, beside where they come from.
 """
@@ -19,11 +23,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import tyro
 
 from aether_env.sim import ClipPlans, plan_clips, seed_in
 from aether_env.sim.seeds import draw_uniforms
 from aether_env.world_model.checkpoint import Settings
 from aether_env.world_model.pipeline import CLIP_FRAMES
+from training.evaluation.planning import FRAMES as NAVIGATION_FRAMES
 from training.evaluation.vbench import WEIGHTS, weighted_average
 from training.evaluation.walks import WalkSet
 
@@ -33,6 +39,11 @@ Domain = Literal["in_domain", "out_of_domain", "overall"]
 
 SIZES: dict[Kind, tuple[int, int]] = {"prediction": (93, 43), "planning": (80, 40)}
 """Clips in-domain and out-of-domain, as many as the paper's."""
+KINDS: dict[Task, Kind] = {
+    "prediction_without_action": "prediction", "prediction_with_action": "prediction", "navigation": "prediction",
+    "planning": "planning",
+}  # fmt: skip
+"""Task of a table -> the clips that it is of."""
 OUT_OF_DOMAIN_FIRST = 2**19
 """Number in the test split of the first out-of-domain seed."""
 OUT_OF_DOMAIN_FOV = (95.0, 110.0)
@@ -50,6 +61,13 @@ _PUBLIC_NOTE = (
     "Ours: the same public sets, but only the centre of each picture, in the checkpoint's aspect and size, and windows "
     "of the checkpoint's length (see `training/evaluation/public.py`)."
 )
+
+_GIVEN: dict[Task, str] = {
+    "prediction_without_action": "the first frame alone is given",
+    "prediction_with_action": "the first frame, its depth, the intrinsics and the path are given",
+    "navigation": "the first frame, its depth, the intrinsics, the goal and the path are given",
+    "planning": "the first frame and the goal are given, no depth",
+}
 
 _BESIDE = {"repeated": "first frame repeated (floor)", "truth": "the truth (ceiling)"}
 OUR_ROWS: dict[Task, dict[str, str]] = {
@@ -171,6 +189,59 @@ def markdown_tables(metrics: Mapping[str, float], counts: Mapping[str, int] | No
     return "\n".join(parts)
 
 
+def merge(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the results of several protocols as one.
+
+    Args:
+        files: JSON files of `aether evaluate`, all of one checkpoint.
+
+    Returns:
+        metrics, counts, checkpoint, checkpoint_sha256 and settings: "vbench", see `remark`.
+
+    Raises:
+        ValueError: There is no file, one is no result of `aether evaluate`, two are of different checkpoints, or a
+            metric differs between two; they are named.
+    """
+    if not files:
+        raise ValueError("results is empty; give JSON files of `aether evaluate`.")
+    merged: dict[str, Any] = {"metrics": {}, "counts": {}}
+    source: dict[tuple[str, str], Path] = {}
+    reasons: list[str | None] = []
+    for file in files:
+        found = _read(file)
+        for key in ("checkpoint", "checkpoint_sha256"):
+            merged.setdefault(key, found[key])
+        if found["checkpoint_sha256"] != merged["checkpoint_sha256"]:
+            raise ValueError(f"{files[0]} and {file} are of different checkpoints; a document shows one.")
+        for key in ("metrics", "counts"):
+            for name, value in found[key].items():
+                before = source.setdefault((key, name), file)
+                if merged[key].setdefault(name, value) != value:
+                    raise ValueError(
+                        f"{key}: {name} is {merged[key][name]} in {before} but {value} in {file}; leave one file out."
+                    )
+        if found["protocol"] == "tables":
+            reasons.append(found["settings"].get("vbench"))
+    return merged | {"settings": {"vbench": None if None in reasons or not reasons else reasons[0]}}
+
+
+def remark(results: Mapping[str, Any]) -> str:
+    """Return a paragraph of Markdown that says why there is no VBench, where the results' settings say so."""
+    reason = results["settings"].get("vbench")
+    return f"\n{reason}\n" if reason else ""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    needed = {"metrics", "counts", "checkpoint", "checkpoint_sha256", "protocol", "settings"}
+    if not isinstance(found, dict) or not needed <= set(found):
+        raise ValueError(f"{file} is no result of `aether evaluate`: it lacks some of {', '.join(sorted(needed))}.")
+    return found
+
+
 def _depth_table(printed: dict[str, Any], metrics: Mapping[str, float]) -> str:
     heads = [f"{name} {what}" for name in ("Sintel", "Bonn", "KITTI") for what in ("Abs Rel", "delta < 1.25, %")]
     ours = {
@@ -215,7 +286,7 @@ def _vbench_table(
     title: str, printed: dict[str, Any], task: Task, metrics: Mapping[str, float], counts: Mapping[str, int]
 ) -> str:
     columns: list[str] = printed["columns"]
-    note = f"{_data_note(task)} Printed rows: overall only. VBench in percent."
+    note = f"{_data_note(task, counts)} Printed rows: overall only. VBench in percent."
     lines = [
         [f"{method} (printed)", "the paper's", "overall", *(_cell(value, 2) for value in row)]
         for method, row in _methods(printed).items()
@@ -249,8 +320,9 @@ def _navigation_table(printed: dict[str, Any], metrics: Mapping[str, float], cou
             cells[columns.index("lpips")] = f"{_cell(metrics[names['st_lpips']], 4)} (ST-LPIPS)"
         lines.append([label, _clips(counts, names.values()), _DOMAIN_WORDS[domain], *cells])
     note = (
-        f"{_data_note('navigation')} Ours: the first frame, its depth, the goal and the path are given. ST-LPIPS, "
-        "where it stands, has another scale than LPIPS."
+        f"{_data_note('navigation', counts)} Ours are means over frames {', '.join(map(str, NAVIGATION_FRAMES[:-1]))} "
+        f"and {NAVIGATION_FRAMES[-1]} of a clip's frames 0 to {CLIP_FRAMES - 1}, then over clips. ST-LPIPS, where it "
+        "stands, has another scale than LPIPS."
     )
     return _table("Table 5: action-conditioned navigation", note, ["method", "clips", "domain", *columns], lines)
 
@@ -272,14 +344,24 @@ def _clips(counts: Mapping[str, int], names: Iterable[str]) -> str:
     return f"{max(known)}, {_OUR_DATA}" if known else _OUR_DATA
 
 
-def _data_note(task: Task) -> str:
-    inside, outside = SIZES["planning" if task == "planning" else "prediction"]
+def _data_note(task: Task, counts: Mapping[str, int]) -> str:
+    found = tuple(_set_size(task, domain, counts) for domain in _DOMAINS[:2])
+    wanted = SIZES[KINDS[task]]
+    clips = "test clips of the simulator"
+    if found != (0, 0):
+        clips = f"{found[0]} in-domain and {found[1]} out-of-domain {clips}"
+        clips += ", as many as the paper has" if found == wanted else f" (the paper has {wanted[0]} and {wanted[1]})"
     return (
-        f"**Our rows are of other data than the paper's**: of {inside} in-domain and {outside} out-of-domain test "
-        "clips of the simulator, as many as the paper has; do not compare them with printed ones. Out-of-domain: a "
-        f"field of view of {OUT_OF_DOMAIN_FOV[0]:g} to {OUT_OF_DOMAIN_FOV[1]:g} degrees and stronger colours than in "
-        "training."
+        f"**Our rows are of other data than the paper's**: of {clips}; do not compare them with printed ones. "
+        f"Out-of-domain: a field of view of {OUT_OF_DOMAIN_FOV[0]:g} to {OUT_OF_DOMAIN_FOV[1]:g} degrees and stronger "
+        f"colours than in training. Ours: {_GIVEN[task]}."
     )
+
+
+def _set_size(task: Task, domain: Domain, counts: Mapping[str, int]) -> int:
+    """Return how many clips of a domain a table was measured on, 0 where that is not known."""
+    names = (name for name in counts if name.startswith(f"{task}_") and f"_{domain}_" in name)
+    return max((counts[name] for name in names), default=0)
 
 
 def _cell(value: float | None, decimals: int, factor: float = 1.0) -> str:
@@ -291,3 +373,24 @@ def _cell(value: float | None, decimals: int, factor: float = 1.0) -> str:
 def _table(title: str, note: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [list(heads), ["---"] * len(heads), *lines]
     return f"## {title}\n\n{note}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def main(results: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+    """Print one document of the paper's tables from several results.
+
+    Args:
+        results: JSON files of `aether evaluate`, all of one checkpoint.
+        out: Markdown file to write as well.
+    """
+    merged = merge(results)
+    files = ", ".join(f"`{file.name}`" for file in results)
+    ours = f"Our rows: checkpoint {merged['checkpoint']}, sha256 `{merged['checkpoint_sha256'][:12]}`, from {files}."
+    text = f"{markdown_tables(merged['metrics'], merged['counts'])}\n{ours}\n{remark(merged)}"
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

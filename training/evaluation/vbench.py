@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from aether_env.visual import write_video
+from aether_env.world_model.pipeline import AetherPipeline
 from training.evaluation.scores import Scores
 from training.evaluation.summary import Row, mean
+from training.evaluation.walks import Walk
 
 WEIGHTS = {
     "subject_consistency": 1.0, "background_consistency": 1.0, "motion_smoothness": 1.0, "dynamic_degree": 0.5,
@@ -30,6 +32,8 @@ WEIGHTS = {
 """The paper's dimensions and their weights in the average."""
 VIDEOS = ("free", "path", "plan", "truth", "repeated")
 """What the tables show: prediction without and with a path, plans, the truth, and the first frame repeated."""
+DREAMED = {"prediction_without_action": "free", "prediction_with_action": "path", "planning": "plan"}
+"""The task of a table (see `tables.metric_name`) -> its dream in `VIDEOS`."""
 LEAST_ROWS = 256
 """Rows to which smaller pictures are enlarged: the optical flow of dynamic_degree needs more than 64."""
 _FILES = (
@@ -86,6 +90,32 @@ def vbench_scores(videos: Mapping[str, np.ndarray], fps: float, *, device: str =
         each = {dimension: scores[f"vbench_{name}_{dimension}"] for dimension in WEIGHTS}
         scores[f"vbench_{name}_weighted"] = weighted_average(each)
     return scores
+
+
+def task_videos(pipeline: AetherPipeline, task: str, walk: Walk, seed: int) -> dict[str, np.ndarray]:
+    """Return what is shown of clips in the table of a task.
+
+    Args:
+        pipeline: What dreams.
+        task: Of `DREAMED`. Predictions are given the first frame, alone or with its depth, intrinsics and the path;
+            plans are given the first and the last frame, and no depth.
+        walk: B clips of 17 frames.
+        seed: See `Walk.seeds`.
+
+    Returns:
+        The dream under its name in `VIDEOS`, "truth" and "repeated", each (B, 17, H, W, 3) uint8.
+    """
+    truth, seeds = walk.rgb, walk.seeds(seed)
+    first = truth[:, 0]
+    if task == "planning":
+        dream = pipeline.plan(first, truth[:, -1], seeds=seeds)
+    elif task == "prediction_with_action":
+        dream = pipeline.predict(
+            first, depth=walk.first_depth, world_from_camera=walk.path, intrinsics=walk.intrinsics, seeds=seeds
+        )
+    else:
+        dream = pipeline.predict(first, seeds=seeds)
+    return {DREAMED[task]: dream.rgb, "truth": truth, "repeated": np.repeat(truth[:, :1], truth.shape[1], axis=1)}
 
 
 def weighted_average(dimensions: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Scores of dreamed clips beyond the PSNR and SSIM of scores.py: structure, perception, sharpness, texture, and parts.
 
-A frame has three parts: what the first frame has seen and what rests there (the visible part), what rests there but
-was not seen (holes), and what moves. Static is all but what moves.
+Parts of a frame are those of `scores.parts_in`.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from aether_env.metrics import gradient_energy, ms_ssim, patch_kernel_distance, psnr, ssim
 from aether_env.world_model.latents import Codec
 from training.evaluation.perceptual import LEAST_SIZE, perceptual_distance
-from training.evaluation.scores import BEST_PSNR, FRAMES, LEAST_VISIBLE, Scores, autoencode, visible_in, warp_walk
-from training.evaluation.summary import ROWS, Row, mean, ratio_of_means
+from training.evaluation.scores import BEST_PSNR, FRAMES, Scores, autoencode, parts_in, warp_walk, where_enough
+from training.evaluation.summary import Row, mean, ratio_of_means
 from training.evaluation.walks import Walk, as_pictures
 
 SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips", "st_lpips")
 """Names that `similarities` may give."""
-LEAST_PART = 0.01
-"""Share of a frame below which its holes, or what moves in it, are too small to judge."""
 PATCHES = 500
 """Patches of a clip's kernel distance: noisy for one clip, but without bias, so that the mean over clips is not."""
+ROWS = ("dream", "repeated", "warp", "autoencoder")
+"""What is judged: the dream and what it is compared with."""
 _PARTS = ("holes", "static", "moving")
 _network = cache(perceptual_distance)
 
@@ -34,7 +32,7 @@ def video_scores(row: str, rgb: np.ndarray | Tensor, walk: Walk) -> Scores:
     """Return scores of one row of the tables, a dream or what it is compared with, at `FRAMES`.
 
     Args:
-        row: Its name, see `summary.ROWS`.
+        row: Its name, of `ROWS`.
         rgb: (B, T, H, W, 3) uint8, T > FRAMES[-1]; frame 0 is the clip's first.
         walk: The truth.
 
@@ -47,23 +45,24 @@ def video_scores(row: str, rgb: np.ndarray | Tensor, walk: Walk) -> Scores:
         raise ValueError(f"rgb must be {wanted}, with the clip's first frame at 0, got {tuple(rgb.shape)}.")
     scores: Scores = {}
     for frame in FRAMES:
-        scores |= _frame_scores(row, frame, as_pictures(rgb[:, frame], walk.clips.rgb.device), walk)
+        shown = as_pictures(rgb[:, frame], walk.clips.rgb.device)
+        scores |= _frame_scores(row, frame, shown, walk, parts_in(walk, frame))
     return scores
 
 
 def video_floor_scores(codec: Codec, walk: Walk) -> Scores:
     """Return the scores of the first frame repeated, of it warped, and of the autoencoder; and how large parts are."""
-    device = walk.clips.rgb.device
-    first = walk.clips.rgb[:, :1].expand_as(walk.clips.rgb)
-    scores = video_scores("repeated", first, walk) | video_scores(
-        "autoencoder", autoencode(codec, walk.clips.rgb), walk
-    )
+    rgb = walk.clips.rgb
+    decoded = autoencode(codec, rgb)
+    scores: Scores = {}
     for frame in FRAMES:
-        scores |= _frame_scores("warp", frame, warp_walk(walk, frame), walk)
-        truth = as_pictures(walk.clips.rgb[:, frame], device)
-        scores[f"frame_energy_truth_{frame}"] = _numpy(gradient_energy(truth))
-        for part, mask in _masks(walk, frame).items():
-            scores[f"{part}_share_{frame}"] = _numpy(mask.float().mean((1, 2)))
+        parts = parts_in(walk, frame)
+        scores |= _frame_scores("repeated", frame, as_pictures(rgb[:, 0], rgb.device), walk, parts)
+        scores |= _frame_scores("warp", frame, warp_walk(walk, frame), walk, parts)
+        scores |= _frame_scores("autoencoder", frame, as_pictures(decoded[:, frame], rgb.device), walk, parts)
+        scores[f"frame_energy_truth_{frame}"] = _numpy(gradient_energy(as_pictures(rgb[:, frame], rgb.device)))
+        for part in _PARTS:
+            scores[f"{part}_share_{frame}"] = _numpy(parts[part].float().mean((1, 2)))
     return scores
 
 
@@ -99,27 +98,20 @@ def kernel_distances(shown: Tensor, truth: Tensor) -> np.ndarray:
     return np.array([patch_kernel_distance(found, true, num_patches=PATCHES) for found, true in pairs])
 
 
-def _frame_scores(row: str, frame: int, shown: Tensor, walk: Walk) -> Scores:
-    """Return the scores of pictures (B, 3, H, W) at one frame."""
+def _frame_scores(row: str, frame: int, shown: Tensor, walk: Walk, parts: dict[str, Tensor]) -> Scores:
+    """Return the scores of pictures (B, 3, H, W) at one frame, whose parts are (B, H, W)."""
     truth = as_pictures(walk.clips.rgb[:, frame], walk.clips.rgb.device)
-    visible = visible_in(walk, frame)
-    enough = visible.float().mean((1, 2)) >= LEAST_VISIBLE
+    visible = parts["visible"]
     # PSNR and SSIM of the whole and of the visible part are picture_scores'.
     scores = {name: value for name, value in similarities(shown, truth).items() if name not in ("psnr", "ssim")}
-    scores["visible_ms_ssim"] = torch.where(enough, ms_ssim(shown, truth, visible), torch.nan)
-    for part, mask in _masks(walk, frame).items():
-        enough = mask.float().mean((1, 2)) >= LEAST_PART
-        scores[f"{part}_psnr"] = torch.where(enough, psnr(shown, truth, mask).clamp_max(BEST_PSNR), torch.nan)
-        scores[f"{part}_ssim"] = torch.where(enough, ssim(shown, truth, mask), torch.nan)
+    scores["visible_ms_ssim"] = where_enough("visible", visible, ms_ssim(shown, truth, visible))
+    for part in _PARTS:
+        mask = parts[part]
+        scores[f"{part}_psnr"] = where_enough(part, mask, psnr(shown, truth, mask).clamp_max(BEST_PSNR))
+        scores[f"{part}_ssim"] = where_enough(part, mask, ssim(shown, truth, mask))
     scores["frame_energy"] = gradient_energy(shown)
     named = {f"{name}_{row}_{frame}": _numpy(value) for name, value in scores.items()}
     return named | {f"kernel_distance_{row}_{frame}": kernel_distances(shown[:, None], truth[:, None])}
-
-
-def _masks(walk: Walk, frame: int) -> dict[str, Tensor]:
-    """Return the parts of a frame that are judged here, each (B, H, W) bool."""
-    static = ~walk.clips.moving[:, frame]
-    return dict(zip(_PARTS, (static & ~visible_in(walk, frame), static, ~static), strict=True))
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,7 +67,7 @@ class WalkSet:
 
     Args:
         count: Clips.
-        num_frames: Frames of each.
+        num_frames: Frames of each. Walks are planned as a whole: of another length they go elsewhere.
         settings: Size and speed of the checkpoint's pictures.
         device: Where they are drawn.
     """
@@ -83,11 +82,6 @@ class WalkSet:
         """All clips before they are drawn."""
         seeds = [seed_in("test", number) for number in range(self.count)]
         return plan_clips(seeds, num_frames=self.num_frames, fps=self.settings.fps)
-
-    def batches(self) -> Iterator[Walk]:
-        """Draw the clips, `BATCH` at a time."""
-        for first in range(0, self.count, BATCH):
-            yield self.draw(np.arange(first, min(first + BATCH, self.count)))
 
     def draw(self, numbers: np.ndarray) -> Walk:
         """Draw some of the clips."""

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from aether_env.camera import make_pose
-from aether_env.depth_protocol import SequenceDepth, mean_over_sequences
+from aether_env.camera import intrinsics_from_fov, make_pose
 from aether_env.pictures import fit_picture
 from aether_env.trajectory import Similarity
 from tests.tiny import HEIGHT, WIDTH, tiny_components
@@ -32,13 +31,15 @@ class Seer:
     path: np.ndarray
     """(T, 4, 4)."""
     pictures: dict[bytes, int]
+    fov: float = 1.0
+    """Radians that it takes its pictures to span, plus a hundredth for every frame before the window."""
     settings: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(height=HEIGHT, width=WIDTH))
     windows: list[int] = field(default_factory=list)
     """Where the windows began that were asked for."""
 
     def reconstruct(self, video: np.ndarray, *, seeds: list[int]) -> SimpleNamespace:
         assert video.shape[1:] == (17, HEIGHT, WIDTH, 3) and len(seeds) == len(video)
-        depth, paths = [], []
+        depth, paths, intrinsics = [], [], []
         for clip in video:
             start = self.pictures[clip[0].tobytes()]
             self.windows.append(start)
@@ -47,7 +48,10 @@ class Seer:
             world = Similarity(scale=scale, rotation=here, translation=np.array([start, 1.0, -2.0]))
             depth.append(scale * self.depth[start : start + 17])
             paths.append(world.apply_to_poses(self.path[start : start + 17]))
-        return SimpleNamespace(depth=np.stack(depth), world_from_camera=np.stack(paths))
+            intrinsics.append(intrinsics_from_fov(np.full(17, self.fov + 0.01 * start), HEIGHT, WIDTH))
+        return SimpleNamespace(
+            depth=np.stack(depth), world_from_camera=np.stack(paths), intrinsics=np.stack(intrinsics)
+        )
 
 
 def seer_of(name: str, root: Path, only: str) -> Seer:
@@ -112,6 +116,27 @@ def test_the_same_scenes_of_sintel_are_judged_by_path_under_their_own_name(tmp_p
     assert public_scores(seer, "sintel_pose", tmp_path, only=["alley_2"])["metrics"]["sintel_ate"] < 1e-9
 
 
+def test_the_field_of_view_is_judged_in_the_crop_as_the_mean_of_all_windows_that_show_a_frame(tmp_path):
+    make_sintel(tmp_path, frames=18)  # two windows: the first frame is in one, the last in the other, the rest in both
+    matrix = np.array([[20.0, 0, 11.5], [0, 20.0, 8.5], [0, 0, 1]])
+    for path in tmp_path.rglob("*.cam"):  # a tag of 4 bytes, the matrix, the pose
+        path.write_bytes(path.read_bytes()[:4] + matrix.tobytes() + path.read_bytes()[76:])
+    seer = seer_of("sintel_pose", tmp_path, "alley_2")
+    true = 2 * np.arctan(12 / 20)  # all 24 columns are inside the crop
+    seer.fov = true + 0.1
+    metrics = public_scores(seer, "sintel_pose", tmp_path, only=["alley_2"])["metrics"]
+    assert metrics["sintel_fov_error_deg"] == pytest.approx(np.rad2deg(0.105), rel=1e-3)
+    assert metrics["sintel_guessed_fov_error_deg"] == pytest.approx(abs(70 - np.rad2deg(true)))
+    guess = 12 / np.tan(np.deg2rad(35))
+    assert metrics["sintel_guessed_focal_error"] == pytest.approx(abs(guess / 20 - 1))
+
+
+def test_a_set_that_tells_no_intrinsics_has_a_count_and_no_number_for_them(tmp_path):
+    write_tum(tmp_path)
+    results = public_scores(seer_of("tum", tmp_path, TUM), "tum", tmp_path, only=[TUM])
+    assert "tum_fov_error_deg" not in results["metrics"] and results["counts"]["tum_fov_error_deg"] == 0
+
+
 def write_kitti(root: Path, drive: str, valid_rows: int, num: int = 17) -> None:
     """1 m in the left half, 4 m in the right one, known in some rows below the first."""
     frames, depth = (root / folder / f"{drive}_02" for folder in KITTI_FOLDERS)
@@ -133,15 +158,10 @@ def test_sequences_are_weighted_by_the_true_pixels_inside_the_crop(tmp_path):
     each = [results["sequences"][drive] for drive in drives]
     assert [e["pixels"] for e in each] == [17 * 16 * 24, 17 * 4 * 24, 0]
     assert each[1]["abs_rel_scale"] < each[0]["abs_rel_scale"] and "abs_rel_scale" not in each[2]
-    wanted = mean_over_sequences(
-        [
-            SequenceDepth(abs_rel=e["abs_rel_scale"], delta125=e["delta125_scale"], num_valid=int(e["pixels"]))
-            for e in each[:2]
-        ]
-    )
     metrics = results["metrics"]
-    assert metrics["kitti_abs_rel_scale"] == pytest.approx(wanted.abs_rel)
-    assert metrics["kitti_delta125_scale"] == pytest.approx(wanted.delta125)
+    for error in ("abs_rel", "delta125"):
+        wanted = 0.8 * each[0][f"{error}_scale"] + 0.2 * each[1][f"{error}_scale"]
+        assert metrics[f"kitti_{error}_scale"] == pytest.approx(wanted)
     assert results["counts"]["kitti_abs_rel_scale"] == 2
     low, high = results["intervals"]["kitti_abs_rel_scale"]
     assert low == pytest.approx(each[1]["abs_rel_scale"]) and high == pytest.approx(each[0]["abs_rel_scale"])
@@ -170,7 +190,7 @@ def test_a_checkpoint_runs_end_to_end_and_its_noise_depends_on_nothing_but_seed_
     from aether_env.world_model.pipeline import AetherPipeline
 
     write_tum(tmp_path, num=18)
-    pipeline = AetherPipeline(tiny_components())
+    pipeline = AetherPipeline(tiny_components(), sigmas=(1.0, 0.5))  # with one level noise would have no say
     first, again, other = (public_scores(pipeline, "tum", tmp_path, seed=s, only=[TUM]) for s in (0, 0, 1))
     assert first == again and first["metrics"]["tum_ate"] != other["metrics"]["tum_ate"]
     assert set(first["metrics"]) == {

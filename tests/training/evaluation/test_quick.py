@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from aether_env.world_model.checkpoint import load_checkpoint
+from aether_env.world_model.rollout import DreamWorld
 from training.evaluation import report
 from training.evaluation.evaluate import evaluate
 from training.evaluation.quick import main
+from training.evaluation.scores import roll_out
+from training.evaluation.walks import WalkSet
 
 PROMISED = (
     "depth_abs_rel", "visible_gap_4", "visible_gap_8", "visible_gap_16", "rotation_error_deg_median",
@@ -23,7 +27,7 @@ PROMISED = (
 @pytest.fixture(scope="module")
 def everything(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "quick.json"
-    main(str(tiny_checkpoint), clips=2, out=out, sheets=out.parent / "sheets")
+    main(str(tiny_checkpoint), clips=2, out=out)
     return out
 
 
@@ -39,14 +43,29 @@ def test_one_command_gives_every_promised_number_as_json_and_as_a_table(everythi
     assert all(np.isfinite(value) for value in results["metrics"].values())
     assert {"metrics", "commit", "checkpoint_sha256", "device", "seeds", "speed"} <= set(results)
     assert results["metrics"]["nan_free_200"] == 1.0
+    memory = (
+        {"cpu_memory_mib", "cpu_memory_total_mib", "evaluation_peak_memory_mib"} if sys.platform == "linux" else set()
+    )
+    assert memory <= set(results["speed"]) and "peak_memory_mib" not in results["speed"]
     table = everything.with_suffix(".md").read_text()
     assert all(name in table for name in ("visible_gap_8", "first frame repeated", "cpu_step_seconds_p95"))
 
 
 @pytest.mark.slow
-def test_sheets_show_best_median_and_worst_clip(everything: Path):
-    sizes = {Image.open(everything.parent / "sheets" / f"{name}.png").size for name in ("best", "median", "worst")}
-    assert len(sizes) == 1
+def test_sheets_show_best_median_and_worst_clip(tiny_checkpoint: Path, tmp_path: Path):
+    short(tiny_checkpoint, clips=3, only=("rollout",), sheets=tmp_path)
+    world = DreamWorld(load_checkpoint(tiny_checkpoint, "cpu"))
+    walks = WalkSet(3, 17, world.settings)
+    errors, sheets = [], []
+    for number in range(3):
+        walk = walks.draw(np.array([number]))
+        last = roll_out(world, walk, walk.path, 4, 0).rgb[0, -1]
+        errors.append(np.square(last.astype(float) - walk.rgb[0, -1]).mean())
+        report.write_sheet(tmp_path / f"{number}.png", world, walk, 0)
+        sheets.append((tmp_path / f"{number}.png").read_bytes())
+    assert len(set(sheets)) == len(set(errors)) == 3
+    for name, number in zip(("best", "median", "worst"), np.argsort(errors), strict=True):
+        assert (tmp_path / f"{name}.png").read_bytes() == sheets[number], name
 
 
 @pytest.mark.slow

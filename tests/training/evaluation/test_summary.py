@@ -46,6 +46,7 @@ def test_there_is_no_gap_below_the_floor():
 def test_medians_and_differences_are_what_their_names_say():
     scores = {
         "rotation_error_deg": np.array([1.0, 2.0, 9.0]),
+        "fov_error_deg": np.array([1.0, 3.0, 11.0]),
         "psnr_dream_8": np.array([20.0, 22.0]),
         "psnr_other_path": np.array([15.0, 16.0]),
         "energy_dream_16": np.array([1.0, 2.0]),
@@ -53,6 +54,7 @@ def test_medians_and_differences_are_what_their_names_say():
     }
     metrics, _, _ = summarise(scores, 0, [*METRICS, ("energy", ratio_of_means, ("energy_dream_16", "energy_truth_16"))])
     assert metrics["rotation_error_deg_median"] == 2.0
+    assert metrics["fov_error_deg_median"] == metrics["fov_error_deg"] == 3.0
     assert metrics["controllability_db"] == pytest.approx(5.5)
     assert metrics["energy"] == pytest.approx(0.5)
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,9 +15,12 @@ from training.evaluation.tables import (
     NOT_MEASURED,
     OutOfDomainSet,
     domain_sets,
+    main,
     markdown_tables,
+    merge,
     printed_tables,
     push_out_of_domain,
+    remark,
 )
 from training.evaluation.vbench import WEIGHTS
 from training.evaluation.walks import WalkSet
@@ -161,16 +168,92 @@ def test_tables_3_to_6_say_that_ours_is_other_data_of_which_size_and_what_is_out
         assert ours == ["in-domain", "out-of-domain", "overall"]
         if title != "Table 5":
             assert {row["domain"] for row in tables[title] if "(printed)" in row["method"]} == {"overall"}
-    note = "**Our rows are of other data than the paper's**: of {} in-domain and {} out-of-domain test clips"
-    assert (empty.count(note.format(93, 43)), empty.count(note.format(80, 40))) == (3, 1)
+    assert empty.count("**Our rows are of other data than the paper's**: of test clips of the simulator;") == 4
     for title in ("Table 3", "Table 4"):
         row = row_of(tables[title], method="CogVideoX with GPT-4o's prompts, run by us")
         assert row["weighted"] == "out of scope"
     assert empty.count("CogVideoX + GPT-4o, and language prompts, are out of scope") == 2
 
 
+def test_notes_count_the_clips_that_were_measured_and_not_those_that_there_are():
+    counts = {"navigation_in_domain_psnr": 93, "navigation_out_of_domain_psnr": 43, "navigation_overall_psnr": 136}
+    counts |= {"planning_in_domain_dynamic_degree": 5, "planning_out_of_domain_dynamic_degree": 3}
+    counts |= {"planning_repeated_in_domain_dynamic_degree": 4, "plan_psnr_4": 900}
+    three, _, five, six = markdown_tables({}, counts).split("\n## ")[3:]
+    clips = "of {} in-domain and {} out-of-domain test clips of the simulator"
+    assert clips.format(93, 43) + ", as many as the paper has;" in five
+    assert clips.format(5, 3) + " (the paper has 80 and 40);" in six
+    assert " of test clips of the simulator;" in three
+
+
+def test_table_5_says_which_frames_its_means_are_over(empty):
+    # FRAMES of `planning`: those in between the two that are given.
+    (table,) = [text for text in empty.split("\n## ") if text.startswith("Table 5")]
+    assert "means over frames 4, 8 and 12 of a clip's frames 0 to 16" in table
+
+
 def test_the_source_of_the_figures_stands_in_the_tables(empty):
     assert "arXiv 2503.18945" in empty
+
+
+# --- Several results as one document ---
+
+
+def write_results(path: Path, metrics: dict[str, float], **others: Any) -> Path:
+    results = {
+        "checkpoint": "mini", "checkpoint_sha256": "ab" * 32, "protocol": "sintel", "settings": {},
+        "metrics": metrics, "counts": dict.fromkeys(metrics, 14),
+    }  # fmt: skip
+    path.write_text(json.dumps(results | others))
+    return path
+
+
+def test_results_of_several_protocols_make_one_document(tmp_path, capsys):
+    sintel = write_results(tmp_path / "sintel.json", {"sintel_abs_rel_scale": 0.4321})
+    reason = {"vbench": "VBench is not measured: a reason."}
+    navigation = write_results(
+        tmp_path / "tables.json", {"navigation_in_domain_psnr": 21.5}, protocol="tables", settings=reason
+    )
+    again = write_results(tmp_path / "again.json", {"sintel_abs_rel_scale": 0.4321, "sintel_ate": 0.125})
+    out = tmp_path / "new" / "tables.md"
+    main((sintel, navigation, again), out=out)
+    text = out.read_text()
+    tables = read(text)
+    assert row_of(tables["Table 1"], method="ours")["Sintel Abs Rel"] == "0.432"
+    assert row_of(tables["Table 2"], method="ours")["Sintel ATE"] == "0.125"
+    ours = row_of(tables["Table 5"], method="ours", domain="in-domain")
+    assert (ours["psnr"], ours["clips"]) == ("21.50", "14, simulator (other data)")
+    assert "checkpoint mini, sha256 `abababababab`, from `sintel.json`, `tables.json`, `again.json`." in text
+    assert text.endswith("\nVBench is not measured: a reason.\n") and text in capsys.readouterr().out
+
+
+def test_a_reason_against_vbench_is_not_printed_beside_its_numbers(tmp_path):
+    without = write_results(tmp_path / "a.json", {}, protocol="tables", settings={"vbench": "not installed"})
+    measured = write_results(tmp_path / "b.json", {}, protocol="tables", settings={"vbench": None})
+    assert remark(merge([without])) and not remark(merge([without, measured]))
+
+
+def test_results_that_contradict_each_other_are_named(tmp_path):
+    first, second = (
+        write_results(tmp_path / f"{name}.json", {"tum_ate": value}) for name, value in {"a": 0.1, "b": 0.2}.items()
+    )
+    with pytest.raises(ValueError, match=r"tum_ate is 0\.1 in .*a\.json but 0\.2 in .*b\.json"):
+        merge([first, second])
+    other = write_results(tmp_path / "c.json", {}, checkpoint_sha256="cd" * 32)
+    with pytest.raises(ValueError, match=r"a\.json and .*c\.json are of different checkpoints"):
+        merge([first, other])
+
+
+def test_what_is_no_result_is_named(tmp_path):
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"list\.json is no result of `aether evaluate`"):
+        merge([tmp_path / "list.json"])
+    for name in ("broken", "missing"):
+        with pytest.raises(ValueError, match=rf"{name}\.json cannot be read as JSON"):
+            merge([tmp_path / f"{name}.json"])
+    with pytest.raises(ValueError, match="results is empty"):
+        merge([])
 
 
 # --- The sets ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -97,6 +98,46 @@ def test_every_video_gets_its_own_scores_as_fractions(package: Path):
     metrics, _, _ = summarise(scores, seed=0, rows=METRICS)
     assert metrics["vbench_plan_subject_consistency"] == pytest.approx(0.3, abs=0.01)
     assert metrics["vbench_plan_dynamic_degree"] == 0 and "vbench_free_weighted" not in metrics
+
+
+class Dreamer:
+    """Shows the first frame 100 grey levels brighter, and keeps which arguments it was given."""
+
+    def predict(self, picture: np.ndarray, *, seeds: list[int], **given: np.ndarray) -> SimpleNamespace:
+        return self._dreamed(picture, seeds, {"picture", *given})
+
+    def plan(self, picture: np.ndarray, goal: np.ndarray, *, seeds: list[int], **given: np.ndarray) -> SimpleNamespace:
+        assert np.array_equal(goal[..., 0], picture[..., 0] + 16)
+        return self._dreamed(picture, seeds, {"picture", "goal", *given})
+
+    def _dreamed(self, picture: np.ndarray, seeds: list[int], given: set[str]) -> SimpleNamespace:
+        assert seeds == [7, 8]
+        self.given = given
+        return SimpleNamespace(rgb=np.repeat(picture[:, None] + 100, 17, axis=1))
+
+
+@pytest.mark.parametrize(
+    "task, name, given",
+    [
+        ("prediction_without_action", "free", {"picture"}),
+        ("prediction_with_action", "path", {"picture", "depth", "intrinsics", "world_from_camera"}),
+        ("planning", "plan", {"picture", "goal"}),
+    ],
+)
+def test_a_table_shows_its_own_dream_the_truth_and_the_first_frame_repeated(task: str, name: str, given: set[str]):
+    # Frame t of clip c is all 50 c + t.
+    levels = (50 * np.arange(2)[:, None] + np.arange(17)).astype(np.uint8)
+    rgb = np.broadcast_to(levels[..., None, None, None], (2, 17, 4, 6, 3))
+    walk = SimpleNamespace(
+        rgb=rgb, first_depth=np.ones((2, 4, 6)), path=np.tile(np.eye(4), (2, 17, 1, 1)), intrinsics=np.eye(3)[None],
+        seeds=lambda seed: [seed, seed + 1],
+    )  # fmt: skip
+    dreamer = Dreamer()
+    videos = vbench.task_videos(dreamer, task, walk, seed=7)
+    assert set(videos) == {name, "truth", "repeated"} and dreamer.given == given
+    assert np.array_equal(videos["truth"], rgb)
+    assert videos["repeated"].shape == rgb.shape and (videos["repeated"] == levels[:, :1, None, None, None]).all()
+    assert (videos[name][1] == 150).all()
 
 
 def test_written_videos_are_large_enough_and_show_the_frames(tmp_path: Path):

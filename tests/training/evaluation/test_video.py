@@ -48,7 +48,7 @@ def test_the_truth_scores_perfectly(walk: Walk, floors: Scores):
 def test_every_metric_has_a_name_of_its_own_and_its_scores(walk: Walk, floors: Scores):
     names = [name for name, _, _ in METRICS]
     assert len(names) == len(set(names))
-    scores = floors | video_scores("dream", walk.rgb, walk) | video_scores("pipeline", walk.rgb, walk)
+    scores = floors | video_scores("dream", walk.rgb, walk)
     for name, _, keys in METRICS:
         assert set(keys) <= set(scores) or "lpips" in name
 
