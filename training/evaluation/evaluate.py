@@ -41,6 +41,8 @@ DRIFT_CLIPS = {"quick": 32, "simulator": 16}
 """Most clips of the long walks: a walk of 200 env steps costs as much as 50 clips."""
 DRIFT_STEPS = {"quick": 16, "simulator": 200}
 """Env steps of the long walks."""
+FEW_CLIPS = 8
+"""Fewer are a quick look, which leaves out endurance unless it is asked for: its 200 steps outlast the rest."""
 RETURN_CLIPS = 16
 """Most clips of the walks out and back."""
 
@@ -124,6 +126,8 @@ def evaluate(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
     sections = SECTIONS.get(protocol, ()) if only is None else only
+    if only is None and clips < FEW_CLIPS:
+        sections = tuple(section for section in sections if section != "endurance")
     if only is not None and (not only or protocol not in SECTIONS or not set(only) <= set(get_args(Section))):
         raise ValueError(
             f"only must be some of {', '.join(get_args(Section))}, of a protocol on the simulator, got {only}."
@@ -230,7 +234,7 @@ def _simulator(
         returning = partial(drift.return_scores, world, seed=seed, steps=drift.RETURN_STEPS, perceptual=perceptual)
         walk_far("return", min(clips, RETURN_CLIPS), returning)
     if "endurance" in sections:
-        few = walks.draw(np.arange(2 if clips >= BATCH else 1))  # a small run is for a quick look
+        few = walks.draw(np.arange(2))
         metrics["nan_free_200"] = float(clock.time("endurance", partial(stays_finite, world, few, seed)))
     if "speed" in sections:
         speed = measure_speed(subject.folder, walks.draw(np.arange(1)), step_sigmas, seed)

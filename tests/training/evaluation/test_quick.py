@@ -11,7 +11,7 @@ import pytest
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.rollout import DreamWorld
 from training.evaluation import report
-from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluate import SECTIONS, evaluate
 from training.evaluation.quick import main
 from training.evaluation.scores import roll_out
 from training.evaluation.walks import WalkSet
@@ -27,7 +27,7 @@ PROMISED = (
 @pytest.fixture(scope="module")
 def everything(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "quick.json"
-    main(str(tiny_checkpoint), clips=2, out=out)
+    main(str(tiny_checkpoint), clips=2, out=out, only=SECTIONS["quick"])
     return out
 
 
@@ -75,6 +75,11 @@ def test_the_same_call_gives_the_same_numbers_and_another_seed_other_dreams(tiny
     other = short(tiny_checkpoint, seed=1)["metrics"]
     assert other["psnr_dream_8"] != first["metrics"]["psnr_dream_8"]
     assert other["psnr_warp_8"] == first["metrics"]["psnr_warp_8"]
+
+
+def test_a_quick_look_leaves_out_the_two_hundred_steps(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SECTIONS, "quick", ("reconstruction", "endurance"))
+    assert short(tiny_checkpoint, only=None)["settings"]["sections"] == ["reconstruction"]
 
 
 def test_one_section_alone_measures_nothing_else(tiny_checkpoint: Path):
