@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,15 +221,7 @@ def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) 
     moments = {name: compiled(module.moments) for name, module in modules.items()}
     frames = {name: compiled(module.frames) for name, module in modules.items()}
     source = _source(config, processes)
-    batches = picture_batches(
-        config.data,
-        device,
-        source,
-        config.batch_size,
-        config.autoencoder.still_share,
-        lambda step: rng_for(config.seed + 1, step, processes.rank, device),
-        run.step,
-    )
+    batches = _pictures(run, source)
 
     def advance(progress: float) -> dict[str, Tensor]:
         generator = run.generator()
@@ -293,15 +285,7 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
     compiled: Any = torch.compile if config.compile else (lambda function: function)
     moments, frames = compiled(colour.moments), compiled(colour.frames)
     source = _source(config, processes)
-    batches = picture_batches(
-        config.data,
-        device,
-        source,
-        config.batch_size,
-        config.autoencoder.still_share,
-        lambda step: rng_for(config.seed + 1, step, processes.rank, device),
-        run.step,
-    )
+    batches = _pictures(run, source)
 
     def advance(progress: float) -> dict[str, Tensor]:
         video, _ = next(batches)
@@ -408,6 +392,20 @@ def _source(config: TrainConfig, processes: Processes) -> ChunkSource:
         return chunk_seeds(config.data, number, processes.rank, processes.world_size, config.seed)
 
     return ChunkSource(config.data, processes.device, seeds_of, config.data.workers)
+
+
+def _pictures(run: Run, source: ChunkSource) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of colour and disparity that come after the run's step."""
+    config, processes = run.config, run.processes
+    return picture_batches(
+        config.data,
+        processes.device,
+        source,
+        config.batch_size,
+        config.autoencoder.still_share,
+        lambda step: rng_for(config.seed + 1, step, processes.rank, processes.device),
+        run.step,
+    )
 
 
 def joined(batches: list[Any]) -> Any:

@@ -5,10 +5,13 @@ The two have different scales, so a result carries the name of the one that it w
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import distribution
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ LEAST_SIZE = 32
 """Pixels on the shorter side; the strides of AlexNet leave nothing of less."""
 
 _AT_ONCE = 16
+_SHA256 = "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee"
 _WEIGHTS_OF = "stlpips-pytorch", "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"
 
 logger = logging.getLogger(__name__)
@@ -103,8 +107,11 @@ def _lpips() -> nn.Module:
 
 def _st_lpips() -> nn.Module:
     package, path = _WEIGHTS_OF
-    file = distribution(package).locate_file(path)
-    return ShiftTolerantLpips(torch.load(str(file), map_location="cpu", weights_only=True))
+    data = Path(str(distribution(package).locate_file(path))).read_bytes()
+    # The weights are a pickle: no other file than this one is read, and of it nothing but tensors.
+    if hashlib.sha256(data).hexdigest() != _SHA256:
+        raise OSError(f"{path} of {package} is not the file of version 0.0.2; pip install stlpips-pytorch==0.0.2.")
+    return ShiftTolerantLpips(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
 
 @torch.inference_mode()

@@ -34,6 +34,7 @@ def test_the_simulator_protocol_measures_every_section_and_says_why_there_is_no_
     monkeypatch.setattr(drift, "RETURN_STEPS", (4,))
     monkeypatch.setattr(running, "ENDURANCE_STEPS", 2)
     monkeypatch.setattr(running, "measure_memory", lambda folder, sigmas: {"cpu_memory_mib": 12.5})  # takes a process
+    monkeypatch.setattr(evaluate, "FEW_CLIPS", 2)  # fewer leave out endurance
     results, text = run(tiny_checkpoint, tmp_path / "all.json", protocol="simulator", clips=2)
     assert set(results["settings"]["sections"]) == set(evaluate.SECTIONS["simulator"])
     of_sections = {
