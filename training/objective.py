@@ -20,7 +20,7 @@ from aether_env.world_model.conditions import (
     slot_raymaps,
     transformer_input,
 )
-from aether_env.world_model.denoise import denoise, look_back
+from aether_env.world_model.denoise import denoise, look_back, step_detail
 from aether_env.world_model.latents import CELL
 from aether_env.world_model.network import CleanPrediction
 from training.config import TransformerConfig
@@ -229,7 +229,8 @@ class Walkers:
         latents = batch.target
         if dream:
             noise = torch.randn(latents[:, -1:].shape, generator=generator, device=latents.device)
-            latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), detail)
+            details = step_detail(detail, self.step - 1)
+            latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), details)
         self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
         self.step += 1
         ended = self.step >= self.dreamt.shape[1]

@@ -27,6 +27,7 @@ def main(
     step_detail: float | None = None,
     clip_sigmas: tuple[float, ...] | None = None,
     reconstruct_sigmas: tuple[float, ...] | None = None,
+    reconstruct_views: int | None = None,
     int8: bool = True,
 ) -> None:
     """Write the shipped form of a run's checkpoint.
@@ -39,6 +40,7 @@ def main(
         step_detail: See `Settings`, instead of the run's.
         clip_sigmas: Noise levels of prediction and planning, instead of the run's.
         reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
+        reconstruct_views: How often a video is looked at, 1, 2 or 4 times, instead of the run's.
         int8: Store matrices as int8.
     """
     from aether_env.world_model.checkpoint import load_checkpoint, save_checkpoint
@@ -57,6 +59,7 @@ def main(
         "step_detail": step_detail,
         "clip_sigmas": clip_sigmas,
         "reconstruct_sigmas": reconstruct_sigmas,
+        "reconstruct_views": reconstruct_views,
     }
     parts.settings = replace(parts.settings, **{k: v for k, v in changes.items() if v is not None})
     try:

@@ -118,11 +118,14 @@ class Settings:
     step_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Noise levels of an env step."""
     step_detail: float = 0.0
-    """How much farther an env step goes from the first towards the last answer of its network, see `denoise`."""
+    """How much farther an env step goes from the first towards the last answer of its network, see `step_detail`
+    in denoise.py: so far from the fourth step on."""
     clip_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of prediction and planning."""
     reconstruct_sigmas: tuple[float, ...] = (1.0,)
     """Noise levels of reconstruction, and of the depth of a first picture without depth."""
+    reconstruct_views: int = 1
+    """How often a video is looked at, see `AetherPipeline.reconstruct`."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -145,6 +148,7 @@ class Settings:
             if not isinstance(levels, tuple | list) or not all(_is_number(level) for level in levels):
                 raise ValueError(f"{name} must be a list of numbers, got {levels!r}; for example 1.0 0.6.")
             checked_sigmas(name, levels)
+        checked_views("reconstruct_views", self.reconstruct_views)
 
 
 def _is_number(value: Any) -> bool:
@@ -163,6 +167,19 @@ def checked_sigmas(name: str, sigmas: Sequence[float]) -> list[float]:
     if not levels or levels[0] != 1 or not falling or levels[-1] <= 0:
         raise ValueError(f"{name} must fall from 1 towards 0, got {levels}; for example 1.0 0.6.")
     return levels
+
+
+def checked_views(name: str, views: int) -> int:
+    """Return how often a video is looked at.
+
+    Raises:
+        ValueError: It is not 1, 2 or 4.
+    """
+    if isinstance(views, bool) or views not in (1, 2, 4):
+        raise ValueError(
+            f"{name} must be 1 (as it is), 2 (mirrored as well) or 4 (both backwards as well), got {views!r}."
+        )
+    return views
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aether_env.world_model.conditions import Window, transformer_input
+from aether_env.world_model.conditions import HISTORY, Window, transformer_input
 from aether_env.world_model.network import CleanPrediction, Past
 
 
@@ -20,13 +20,22 @@ def look_back(predict_clean: CleanPrediction, window: Window) -> tuple[Past | No
     return predict_clean.look(transformer_input(history, nothing), history.positions), window[window.history :]
 
 
+def step_detail(detail: float, steps: Tensor) -> Tensor:
+    """Return the detail (B, 1, 1, 1, 1) of env steps that come after `steps` (B,) others, for `denoise`.
+
+    A picture that was given is sharp. A dream is a little softer than what it was dreamed from, and that adds up: the
+    full detail is for a history that is all dreamed.
+    """
+    return (detail * steps.clamp(max=HISTORY) / HISTORY)[:, None, None, None, None]
+
+
 def denoise(
     predict_clean: CleanPrediction,
     scheduler: Any,
     window: Window,
     noise: Tensor,
     sigmas: list[float],
-    detail: float = 0.0,
+    detail: float | Tensor = 0.0,
 ) -> Tensor:
     """Follow the straight path from noise to latents (rectified flow, Euler steps).
 
@@ -36,9 +45,10 @@ def denoise(
         window: What is known.
         noise: (B, N - window.history, TARGET_CHANNELS, h, w) standard normal.
         sigmas: Noise levels at which the network is asked, falling from 1; 0 is added at the end.
-        detail: How much farther the result goes in the direction from the network's first answer, the mean of all
-            pictures that it could be, to its last. A few levels end short of one of them: too soft. As in guidance by a
-            worse version of oneself (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself").
+        detail: A number, or one for each item (B, 1, 1, 1, 1): how much farther the result goes in the direction from
+            the network's first answer, the mean of all pictures that it could be, to its last. A few levels end short
+            of one of them: too soft. As in guidance by a worse version of oneself (Karras et al. 2024, "Guiding a
+            diffusion model with a bad version of itself").
 
     Returns:
         Clean latents, shaped as the noise; only dreamed slots mean anything.
@@ -48,7 +58,7 @@ def denoise(
     scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
     latents, first = noise, noise
     for index, timestep in enumerate(scheduler.timesteps):
-        sigma = torch.full((len(noise),), sigmas[index], device=noise.device)
+        sigma = torch.full((1,), sigmas[index], device=noise.device)
         clean = predict_clean(transformer_input(window, latents), sigma, window.positions, past)
         first = clean if index == 0 else first
         if index == len(sigmas) - 1:

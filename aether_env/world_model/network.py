@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock, CogVideoXTransformer3DModel
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from aether_env.world_model.conditions import INPUT_CHANNELS, TARGET_CHANNELS, WINDOW, rotary_embedding
 
 PROMPT_DIM = 16
 """CogVideoX wants a text sequence; ours is one constant token, which the network learns to use as a register."""
 
-Past = list[tuple[Tensor, Tensor]]
-"""Keys and values (B, heads, tokens, head dim) of slots that were looked at before, one pair per block."""
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, (B, heads, tokens, head dim) each."""
+Past = list[KeysValues]
+"""Of slots that were looked at before, one pair per block."""
+Rotary = tuple[Tensor, Tensor]
+"""Cosines, and sines with their signs; (tokens, 1, head dim) each."""
 
 
 def build_transformer(height: int, width: int, cell: int = 4, **architecture: Any) -> CogVideoXTransformer3DModel:
@@ -46,46 +48,86 @@ def build_transformer(height: int, width: int, cell: int = 4, **architecture: An
     )
 
 
-class PastAttention(CogVideoXAttnProcessor2_0):
-    """CogVideoX's attention, over the keys and values of `past` too. Leaves its own in `kept` where `keep` is set."""
+class Sight(NamedTuple):
+    """How a block looks at its tokens."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.keep = False
-        self.past: tuple[Tensor, Tensor] | None = None
-        self.kept: tuple[Tensor, Tensor] | None = None
+    prompt: int
+    """How many tokens, the first ones, are the prompt's."""
+    level: Tensor
+    """(B, E), or (1, E) where all items have one noise level: its embedding."""
+    rotary: Rotary
+    past: KeysValues | None
+    """Keys and values that are seen beside the tokens' own."""
+    last_look: bool
+    """Nothing but keys and values is wanted; the tokens come back as they were."""
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and prompt after attention; without `past` as diffusers' own."""
-        if not self.keep and self.past is None:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        prompt = encoder_hidden_states.shape[1]
-        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+
+class PastBlock(CogVideoXBlock):
+    """A block of CogVideoX with the same weights, that also sees tokens of which only keys and values are left."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, sight: Sight | None = None, **kwargs: Any) -> Any:
+        """Return the tokens after this block, and the keys and values of these tokens; without `sight` as diffusers.
+
+        Args:
+            hidden_states: (B, prompt + N, D) tokens, the prompt first.
+            args: diffusers' own.
+            sight: How to look at them.
+            kwargs: diffusers' own.
+        """
+        if sight is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        tokens, prompt, past = hidden_states, sight.prompt, sight.past
+        attention = self.attn1
+        shown, gates = _modulated(self.norm1, tokens, prompt, sight.level)
         query, key, value = (
-            project(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
+            project(shown).unflatten(2, (attention.heads, -1))
+            for project in (attention.to_q, attention.to_k, attention.to_v)
         )
-        query, key = attn.norm_q(query), attn.norm_k(key)
-        if image_rotary_emb is not None:
-            query, key = (
-                torch.cat([x[:, :, :prompt], apply_rotary_emb(x[:, :, prompt:], image_rotary_emb)], dim=2)
-                for x in (query, key)
-            )
-        query, key = query.to(value.dtype), key.to(value.dtype)  # norms leave autocast's precision
-        if self.keep:
-            self.kept = (key, value)
-        if self.past is not None:
-            key, value = (torch.cat(pair, dim=2) for pair in zip(self.past, (key, value), strict=True))
-        answer = scaled_dot_product_attention(query, key, value)
-        answer = attn.to_out[1](attn.to_out[0](answer.transpose(1, 2).flatten(2)))
-        return answer[:, prompt:], answer[:, :prompt]
+        key = _turned(attention.norm_k(key), prompt, sight.rotary).to(value.dtype)  # norms leave autocast's precision
+        kept = key.transpose(1, 2), value.transpose(1, 2)
+        if sight.last_look:
+            return tokens, kept
+        query = _turned(attention.norm_q(query), prompt, sight.rotary).to(value.dtype).transpose(1, 2)
+        seen = kept if past is None else [torch.cat(pair, dim=2) for pair in zip(past, kept, strict=True)]
+        answer = scaled_dot_product_attention(query, *seen).transpose(1, 2).flatten(2)
+        tokens = _added(tokens, prompt, gates, attention.to_out[0](answer))
+        shown, gates = _modulated(self.norm2, tokens, prompt, sight.level)
+        return _added(tokens, prompt, gates, self.ff(shown)), kept
+
+
+def _modulated(layer: Any, tokens: Tensor, prompt: int, level: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return tokens normed and shifted as CogVideoXLayerNormZero does, and the gates (tokens', prompt's)."""
+    shift, scale, gate, *of_prompt, prompt_gate = layer.linear(layer.silu(level))[:, None].chunk(6, dim=-1)
+    parts = [(tokens[:, prompt:], shift, scale)]
+    if prompt:
+        parts.insert(0, (tokens[:, :prompt], *of_prompt))
+    normed = [_shifted(layer.norm, *part) for part in parts]
+    return torch.cat(normed, dim=1) if prompt else normed[0], (gate, prompt_gate)
+
+
+def _shifted(norm: nn.LayerNorm, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return norm(tokens) * (1 + scale) + shift, in one pass over the tokens where all items share the level."""
+    if len(scale) > 1:
+        return torch.addcmul(shift, norm(tokens), 1 + scale)
+    scale, shift = 1 + scale[0, 0], shift[0, 0]
+    return layer_norm(tokens, norm.normalized_shape, norm.weight * scale, norm.bias * scale + shift, norm.eps)
+
+
+def _added(tokens: Tensor, prompt: int, gates: tuple[Tensor, Tensor], change: Tensor) -> Tensor:
+    """Return tokens + gate * change, each part by its own gate."""
+    added = torch.addcmul(tokens[:, prompt:], gates[0], change[:, prompt:])
+    if not prompt:
+        return added
+    return torch.cat([torch.addcmul(tokens[:, :prompt], gates[1], change[:, :prompt]), added], dim=1)
+
+
+def _turned(x: Tensor, prompt: int, rotary: Rotary) -> Tensor:
+    """Apply RoPE to (B, tokens, heads, head dim), but for the prompt's tokens."""
+    cos, signed_sin = rotary
+    turned = x[:, prompt:]
+    swapped = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(turned * cos, swapped, signed_sin)
+    return torch.cat([x[:, :prompt], turned], dim=1) if prompt else turned
 
 
 class CleanPrediction:
@@ -117,11 +159,9 @@ class CleanPrediction:
         self.head_dim = head_dim
         self.patch = patch
         self.bf16 = bf16
-        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
-        if not all(isinstance(p, PastAttention) for p in transformer.attn_processors.values()):
-            transformer.set_attn_processor({name: PastAttention() for name in transformer.attn_processors})
-        # Shared with every other CleanPrediction of this transformer.
-        self._attention = list(transformer.attn_processors.values())
+        self._tables: dict[tuple, Rotary] = {}
+        for block in transformer.transformer_blocks:
+            block.__class__ = PastBlock  # its weights stay as they are
 
     def look(self, model_input: Tensor, positions: tuple[float, ...]) -> Past:
         """Return what the network keeps of slots that are only shown; they see each other, at noise level 0.
@@ -130,15 +170,8 @@ class CleanPrediction:
             model_input: (B, N, INPUT_CHANNELS, h, w).
             positions: N times for RoPE.
         """
-        for attention in self._attention:
-            attention.keep = True
-        try:
-            prompt = self.prompt_embeds.to(model_input).expand(len(model_input), -1, -1)
-            self._run(model_input, prompt, torch.zeros(len(model_input), device=model_input.device), positions)
-            return [attention.kept for attention in self._attention]
-        finally:
-            for attention in self._attention:
-                attention.keep, attention.kept = False, None
+        with self._precision(model_input):
+            return self._blocks(model_input, torch.zeros(1, device=model_input.device), positions, None, look=True)[2]
 
     def __call__(
         self, model_input: Tensor, sigma: Tensor, positions: tuple[float, ...], past: Past | None = None
@@ -147,31 +180,51 @@ class CleanPrediction:
 
         Args:
             model_input: (B, N, INPUT_CHANNELS, h, w).
-            sigma: (B,) noise level in 0..1.
+            sigma: (B,) noise level in 0..1, or (1,) where all items have one: quicker.
             positions: N times for RoPE.
             past: What `look` kept of the slots before these; it holds the prompt too.
 
         Returns:
             (B, N, TARGET_CHANNELS, h, w), float32.
         """
-        prompt = self.prompt_embeds.to(model_input).expand(len(model_input), -1, -1)
-        if past is None:
-            return self._run(model_input, prompt, sigma, positions)
-        for attention, pair in zip(self._attention, past, strict=True):
-            attention.past = pair
-        try:
-            return self._run(model_input, prompt[:, :0], sigma, positions)
-        finally:
-            for attention in self._attention:
-                attention.past = None
+        net, (rows, columns) = self.transformer, self._grid(model_input)
+        with self._precision(model_input):
+            tokens, level, _ = self._blocks(model_input, sigma, positions, past, look=False)
+            shift, scale = net.norm_out.linear(net.norm_out.silu(level))[:, None].chunk(2, dim=-1)
+            # Token by token: norms before the prompt is dropped or after it are the same.
+            tokens = net.proj_out(_shifted(net.norm_out.norm, net.norm_final(tokens), shift, scale))
+        cells = tokens.reshape(*model_input.shape[:2], rows, columns, -1, self.patch, self.patch)
+        return cells.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).float()
 
-    def _run(self, model_input: Tensor, prompt: Tensor, sigma: Tensor, positions: tuple[float, ...]) -> Tensor:
-        height, width = (size // self.patch for size in model_input.shape[-2:])
-        key = (positions, height, width, model_input.device)
+    def _blocks(
+        self, model_input: Tensor, sigma: Tensor, positions: tuple[float, ...], past: Past | None, look: bool
+    ) -> tuple[Tensor, Tensor, Past]:
+        """Return the tokens (B, N * rows * columns, D) after all blocks, the level's embedding, and what is kept."""
+        net, rotary = self.transformer, self._rotary(model_input, positions)
+        level = net.time_embedding(net.time_proj(sigma * 1000.0).to(model_input.dtype))
+        text = self.prompt_embeds.to(model_input).expand(len(model_input), -1, -1)
+        text = text[:, :0] if past is not None else text
+        tokens, prompt, kept = net.patch_embed(text, model_input), text.shape[1], []
+        for index, block in enumerate(net.transformer_blocks):
+            last_look = look and index == len(net.transformer_blocks) - 1
+            before = None if past is None else past[index]
+            tokens, pair = block(tokens, sight=Sight(prompt, level, rotary, before, last_look))
+            kept.append(pair)
+        return tokens[:, prompt:], level, kept
+
+    def _precision(self, model_input: Tensor) -> torch.autocast:
+        return torch.autocast(model_input.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _grid(self, model_input: Tensor) -> tuple[int, int]:
+        """Return rows and columns of tokens."""
+        height, width = model_input.shape[-2:]
+        return height // self.patch, width // self.patch
+
+    def _rotary(self, model_input: Tensor, positions: tuple[float, ...]) -> Rotary:
+        key = (positions, *self._grid(model_input), model_input.device)
         if key not in self._tables:
-            self._tables[key] = rotary_embedding(positions, height, width, self.head_dim, self.fps, model_input.device)
-        with torch.autocast(model_input.device.type, torch.bfloat16, enabled=self.bf16):
-            clean = self.transformer(
-                model_input, prompt, sigma * 1000.0, image_rotary_emb=self._tables[key], return_dict=False
-            )[0]
-        return clean.float()
+            device = model_input.device
+            cos, sin = rotary_embedding(positions, *self._grid(model_input), self.head_dim, self.fps, device)
+            sign = torch.tensor([-1.0, 1.0], device=device).repeat(self.head_dim // 2)
+            self._tables[key] = cos[:, None], (sin * sign)[:, None]
+        return self._tables[key]

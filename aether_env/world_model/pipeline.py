@@ -18,7 +18,7 @@ from torch import Tensor
 from aether_env.camera import check_intrinsics, check_poses, relative_to
 from aether_env.conventions import FAR_DEPTH
 from aether_env.raymap import decode_raymap, unpack_raymap
-from aether_env.world_model.checkpoint import Components, checked_sigmas, load_checkpoint
+from aether_env.world_model.checkpoint import Components, checked_sigmas, checked_views, load_checkpoint
 from aether_env.world_model.conditions import (
     CLIP_POSITIONS,
     COLOUR,
@@ -32,6 +32,7 @@ from aether_env.world_model.conditions import (
 from aether_env.world_model.denoise import denoise
 from aether_env.world_model.latents import Codec, at_rest, known_depth, shows_surface
 from aether_env.world_model.noise import CLIP_NOISE, normal_noise
+from aether_env.world_model.views import VIEWS, mean_depth, mean_path, relative_scale
 
 CLIP_FRAMES = 17
 """Frames of one window."""
@@ -64,15 +65,20 @@ class AetherPipeline:
     Args:
         components: Of a checkpoint.
         sigmas: Noise levels at which the network is asked, in all tasks; None takes the checkpoint's of each task.
+        reconstruct_views: How often a video is looked at, 1, 2 or 4 times, see `reconstruct`; None: the checkpoint's.
     """
 
-    def __init__(self, components: Components, *, sigmas: Sequence[float] | None = None):
+    def __init__(
+        self, components: Components, *, sigmas: Sequence[float] | None = None, reconstruct_views: int | None = None
+    ):
         self.components = components
         self.settings = components.settings
         self.codec = Codec(components)
         settings = components.settings
         self.sigmas = checked_sigmas("sigmas", settings.clip_sigmas if sigmas is None else sigmas)
         self.reconstruct_sigmas = checked_sigmas("sigmas", settings.reconstruct_sigmas if sigmas is None else sigmas)
+        views = settings.reconstruct_views if reconstruct_views is None else reconstruct_views
+        self.reconstruct_views = checked_views("reconstruct_views", views)
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
@@ -91,6 +97,9 @@ class AetherPipeline:
     ) -> ClipResult:
         """Find depth and camera path of a video.
 
+        With `reconstruct_views` of 2 it is also looked at mirrored, with 4 backwards too (unless depth or path are
+        known, which belong to the first frame); the result is the mean: disparity, positions, rotations, focal lengths.
+
         Args:
             video: (B, 17, H, W, 3) uint8.
             depth: (B, H, W) metres of the first frame (fixes the scale), or (B, 17, H, W) of all; NaN where unknown.
@@ -106,7 +115,7 @@ class AetherPipeline:
             ValueError: An argument has a wrong shape or type, a pose is not rigid, or a path comes without intrinsics.
         """
         shown = self._pictures("video", video, CLIP_FRAMES)
-        return self._dream(
+        result = self._dream(
             first=shown[:, 0],
             video=shown,
             depth=depth,
@@ -115,6 +124,28 @@ class AetherPipeline:
             seeds=seeds,
             fps=fps,
         )
+        last = self.reconstruct_views if depth is None and world_from_camera is None else min(self.reconstruct_views, 2)
+        looks = [result]
+        for view in VIEWS[1:last]:
+            turned = torch.as_tensor(view.pictures(video).copy(), device=shown.device)
+            found = self._dream(
+                first=turned[:, 0],
+                video=turned,
+                depth=None if depth is None else view.depth(depth),
+                path=None if world_from_camera is None else view.poses(world_from_camera),
+                intrinsics=None if intrinsics is None else view.intrinsics(intrinsics, self.settings.width),
+                seeds=seeds,
+                fps=fps,
+            )
+            looks.append(
+                replace(
+                    found,
+                    depth=view.pictures(found.depth),
+                    world_from_camera=view.poses(found.world_from_camera),
+                    intrinsics=view.intrinsics(found.intrinsics, self.settings.width),
+                )
+            )
+        return result if last == 1 else _mean_of_looks(looks, path_known=world_from_camera is not None)
 
     def predict(
         self,
@@ -345,3 +376,14 @@ class AetherPipeline:
         depth = np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
         depth_t = torch.as_tensor(depth, device=self.codec.device)
         return depth_t[:, None] if depth_t.ndim == 3 else depth_t
+
+
+def _mean_of_looks(looks: Sequence[ClipResult], path_known: bool) -> ClipResult:
+    """Return the mean of what was found in several looks at one video, all undone; a known path stays as it is."""
+    first, depths = looks[0], [look.depth for look in looks]
+    scale = np.where(first.metric, 1.0, relative_scale(depths))
+    merged = replace(first, depth=mean_depth(depths, scale))
+    if path_known:
+        return merged
+    path = mean_path([look.world_from_camera for look in looks], scale)
+    return replace(merged, world_from_camera=path, intrinsics=np.mean([look.intrinsics for look in looks], axis=0))

@@ -31,7 +31,7 @@ from aether_env.world_model.conditions import (
     Window,
     trained_fps,
 )
-from aether_env.world_model.denoise import denoise
+from aether_env.world_model.denoise import denoise, step_detail
 from aether_env.world_model.latents import Codec, at_rest, shows_surface
 from aether_env.world_model.noise import HISTORY_NOISE, RESET_NOISE, SAMPLE_NOISE, normal_noise
 from aether_env.world_model.promise import Frames, Start
@@ -187,7 +187,7 @@ class DreamWorld:
         window = self._window(state, wanted)
         shape = (1, *window.known.shape[2:])
         noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
-        detail = self.settings.step_detail
+        detail = step_detail(self.settings.step_detail, state.step)
         new = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)[:, -1, : RAY.start]
 
         last = state.history[:, -1]

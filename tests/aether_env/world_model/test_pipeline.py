@@ -7,6 +7,7 @@ import pytest
 
 from aether_env.camera import intrinsics_from_fov
 from aether_env.world_model.pipeline import CLIP_FRAMES, AetherPipeline
+from aether_env.world_model.views import View
 
 HEIGHT, WIDTH = 16, 24
 
@@ -50,6 +51,40 @@ def test_given_pictures_come_back_as_they_are(pipeline):
     video = pictures(1, CLIP_FRAMES)
     np.testing.assert_array_equal(pipeline.reconstruct(video).rgb, video)
     np.testing.assert_array_equal(pipeline.predict(video[:, 0]).rgb[:, 0], video[:, 0])
+
+
+@pytest.mark.parametrize(("count", "view"), [(2, View(mirrored=True)), (4, View(backwards=True))], ids=str)
+def test_what_was_looked_at_from_all_sides_is_found_alike_from_each(tiny_checkpoint, count, view):
+    looker = AetherPipeline.from_pretrained(tiny_checkpoint, reconstruct_views=count)
+    video = pictures(2, CLIP_FRAMES)
+    result, turned = (looker.reconstruct(v) for v in (video, view.pictures(video)))
+    scale = np.median(result.depth, axis=(1, 2, 3)) / np.median(turned.depth, axis=(1, 2, 3))
+    scale = scale[:, None, None]
+    np.testing.assert_allclose(view.pictures(turned.depth) * scale[..., None], result.depth, rtol=1e-3)
+    if not view.backwards:  # the mean of paths that differ this much depends on the frame that they begin from
+        path = view.poses(turned.world_from_camera)
+        np.testing.assert_allclose(path[..., :3, :3], result.world_from_camera[..., :3, :3], atol=1e-3)
+    np.testing.assert_allclose(view.intrinsics(turned.intrinsics, WIDTH), result.intrinsics, rtol=1e-3)
+    np.testing.assert_array_equal(result.rgb, video)
+    once = AetherPipeline.from_pretrained(tiny_checkpoint).reconstruct(video)
+    assert np.abs(once.depth / result.depth - 1).max() > 0.01
+
+
+def test_looking_twice_keeps_known_depth_and_path(tiny_checkpoint):
+    looker = AetherPipeline.from_pretrained(tiny_checkpoint, reconstruct_views=4)
+    depth = np.random.default_rng(1).uniform(1, 5, (2, HEIGHT, WIDTH)).astype(np.float32)
+    given = {"depth": depth, "world_from_camera": sideways(2), "intrinsics": camera(2)}
+    result = looker.reconstruct(pictures(2, CLIP_FRAMES), **given)
+    np.testing.assert_array_equal(result.depth[:, 0], depth)
+    np.testing.assert_array_equal(result.world_from_camera, sideways(2))
+    np.testing.assert_array_equal(result.intrinsics[:, 3], camera(2))
+    assert result.metric.all()
+
+
+@pytest.mark.parametrize("views", [0, 3, True, 8])
+def test_impossible_numbers_of_looks_are_refused(tiny_checkpoint, views):
+    with pytest.raises(ValueError, match="reconstruct_views must be 1"):
+        AetherPipeline.from_pretrained(tiny_checkpoint, reconstruct_views=views)
 
 
 def test_items_of_a_batch_do_not_depend_on_each_other(pipeline):

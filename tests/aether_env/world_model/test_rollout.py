@@ -58,15 +58,17 @@ def test_another_seed_dreams_another_dream(world):
     assert (states[0].history[0, -1] - states[1].history[0, -1]).abs().max() > 0.1
 
 
-def test_detail_moves_a_step_on_from_its_first_answer_past_its_last(tiny_checkpoint):
+@pytest.mark.parametrize(("steps", "share"), [(0, 0.0), (1, 1 / 3), (3, 1.0), (5, 1.0)])
+def test_detail_moves_a_step_past_its_last_answer_as_far_as_the_history_was_dreamed(tiny_checkpoint, steps, share):
     parts = load_checkpoint(tiny_checkpoint)
+    before, _ = walk(DreamWorld(parts), [start(0), start(1)], [1, 2], steps)
     latents = []
     for detail, sigmas in ((0.0, (1.0,)), (0.0, (1.0, 0.5)), (0.5, (1.0, 0.5))):
         parts.settings = replace(parts.settings, step_detail=detail, step_sigmas=sigmas)
-        latents.append(walk(DreamWorld(parts), [start(0)], [1], 1)[0].history[:, -1])
+        latents.append(DreamWorld(parts).advance(before, forward(2, steps))[0].history[:, -1])
     first, last, beyond = latents
-    torch.testing.assert_close(beyond, last + 0.5 * (last - first), atol=1e-4, rtol=1e-4)
-    assert (beyond - last).abs().max() > 1e-2
+    torch.testing.assert_close(beyond, last + share * 0.5 * (last - first), atol=1e-4, rtol=1e-4)
+    assert (last - first).abs().max() > 1e-2
 
 
 def test_advance_leaves_the_state_as_it_was(world):
