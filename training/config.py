@@ -145,11 +145,11 @@ class TransformerConfig:
     """Share of the batch: one picture, its disparity and raymap to be dreamed. The rest are clips."""
     walker_start: float = 0.25
     """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
-    walker_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    walker_sigmas: tuple[float, ...] = (1.0, 0.67, 0.33)
     """Noise levels of the walkers' sampling, and of the exported checkpoint's env steps."""
-    walker_detail: float = 0.4
+    walker_detail: float = 0.8
     """How much farther the walkers' steps, and those of the exported checkpoint, go from the first towards the last
-    answer of the network, see `denoise`."""
+    answer of the network, see `step_detail` in denoise.py."""
     find_pure_share: float = 0.75
     """Share of samples that start from pure noise among windows whose camera path is to be found."""
     follow_pure_share: float = 0.3

@@ -150,7 +150,8 @@ def evaluate(
         "settings": {
             "height": world.height, "width": world.width, "fps": world.fps, "step_sigmas": list(world.sigmas),
             "clip_sigmas": list(pipeline.sigmas),
-            "reconstruct_sigmas": list(pipeline.reconstruct_sigmas), "step_detail": components.settings.step_detail,
+            "reconstruct_sigmas": list(pipeline.reconstruct_sigmas),
+            "reconstruct_views": pipeline.reconstruct_views, "step_detail": components.settings.step_detail,
             "sections": list(sections),
         },
         "speed": {"checkpoint_mib": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20},
