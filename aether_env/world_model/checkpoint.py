@@ -84,6 +84,7 @@ FIXED: dict[type, dict[str, Any]] = {
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "norm_eps": 1e-5,
+        "norm_elementwise_affine": True,
         "activation_fn": "gelu-approximate",
         "timestep_activation_fn": "silu",
         "use_rotary_positional_embeddings": True,
