@@ -17,6 +17,8 @@ _OF_MEASUREMENT = np.array([6.0, -4.0, 1.0])
 _OF_JITTER = np.array([2.0, -1.0, 0.0])
 _OF_ACCELERATION = np.array([2 / 3, 1 / 6, 0.0])
 _RATIOS = np.concatenate([[0.0], 10.0 ** np.arange(-3.0, 8.5, 0.5)])
+_AS_GOOD = 0.5
+"""Difference of log likelihood that says nothing."""
 _ROTATION_ROUNDS = 3
 _DIFFUSE = 1e5
 
@@ -209,17 +211,21 @@ def _most_likely_variances(bend: np.ndarray, noise_std: float | None) -> tuple[f
         bend: (T - 2, 3) second differences, not all zero.
         noise_std: Known standard deviation of the measurement, or None.
     """
-    best, variances = -np.inf, (0.0, 0.0, 0.0)
+    likelihoods, variances = [], []
     for jitter, acceleration in itertools.product(_RATIOS, _RATIOS):
         bands = _OF_MEASUREMENT + jitter * _OF_JITTER + acceleration * _OF_ACCELERATION
         matrix = np.repeat(bands[:, None], len(bend), axis=1)[: len(bend)]
         factor = cholesky_banded(matrix, lower=True)
         energy = (bend * cho_solve_banded((factor, True), bend)).sum()
         scale = energy / bend.size if noise_std is None else noise_std**2
-        log_likelihood = -(energy / scale + bend.size * np.log(scale)) / 2 - 3 * np.log(factor[0]).sum()
-        if log_likelihood > best:
-            best, variances = log_likelihood, (scale, scale * jitter, scale * acceleration)
-    return variances
+        likelihoods.append(-(energy / scale + bend.size * np.log(scale)) / 2 - 3 * np.log(factor[0]).sum())
+        variances.append((scale, scale * jitter, scale * acceleration))
+    best = max(likelihoods)
+    if noise_std is not None:
+        return variances[likelihoods.index(best)]
+    # A short path hardly tells noise from real jerks. Of two explanations as good as each other the one with less noise
+    # does less harm: at worst nothing is smoothed.
+    return min(v for v, likelihood in zip(variances, likelihoods, strict=True) if likelihood >= best - _AS_GOOD)
 
 
 def _kalman_rts(
