@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "import-aetherv1": ("aether_env.world_model.import_aetherv1", "make one folder of the published checkpoint"),
     "evaluate": ("training.evaluation.evaluate", "measure a checkpoint: tables, JSON, intervals"),
 }
 """Name -> (module with a `main` of typed arguments, what it does)."""

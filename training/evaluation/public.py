@@ -30,8 +30,8 @@ from aether_env.depth_protocol import BONN, KITTI, SINTEL, Alignment, DepthProto
 from aether_env.disparity import fill_depth
 from aether_env.pictures import fit_picture
 from aether_env.world_model.pipeline import CLIP_FRAMES, AetherPipeline
+from aether_env.world_model.windows import join_disparity, join_paths
 from training.evaluation.datasets import DatasetError, DatasetName, LabelledVideo, open_dataset, windows
-from training.evaluation.joining import join_disparity, join_paths
 from training.evaluation.scores import PATH_ERRORS, PATH_ROWS, Scores, camera_scores, path_scores
 from training.evaluation.summary import Row, mean, summarise
 
