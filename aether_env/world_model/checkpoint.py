@@ -15,9 +15,7 @@ Nothing is unpickled, classes come from a fixed list, sizes are checked before m
 from __future__ import annotations
 
 import json
-import shutil
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aether_env.files import replacing
 from aether_env.world_model.autoencoder import CausalGroupAutoencoder
 from aether_env.world_model.conditions import INPUT_CHANNELS, LATENT_CHANNELS, TARGET_CHANNELS, checked_fps
 
@@ -275,30 +274,14 @@ def save_checkpoint(
     Raises:
         ValueError: `folder` is a file, or the checkpoint would be larger than `max_bytes`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder must be a folder or new, got the file {folder}.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = workspace / "new", workspace / "old"
-    try:
+    with replacing(folder) as new:
         _write(components, new, transformer_int8)
         size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
         if max_bytes is not None and size > max_bytes:
             raise ValueError(f"{folder} would take {size} bytes, more than the {max_bytes} allowed.")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except BaseException:
-        # If the old one can not go back either, this raises and leaves it in the workspace.
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(workspace)
-        raise
-    shutil.rmtree(workspace)
 
 
 def _write(components: Components, folder: Path, transformer_int8: bool) -> None:
-    folder.mkdir()
     _write_json(folder / SETTINGS_FILE, asdict(components.settings))
     for name in ("vae", "disparity_vae", "transformer"):
         module: Any = getattr(components, name)

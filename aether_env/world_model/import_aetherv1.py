@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from aether_env.files import replacing
 
 if TYPE_CHECKING:  # PyTorch waits until after --help
     from torch import Tensor
@@ -56,10 +57,7 @@ def import_aetherv1(transformer: Path, base: Path, out: Path) -> None:
         raise ValueError("the empty prompt's embedding needs transformers (once): pip install transformers")
     inner = transformer / "transformer"
     parts = {"transformer": inner if inner.is_dir() else transformer, "vae": base / "vae"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        new = workspace / "new"
+    with replacing(out) as new:
         for name, folder in parts.items():
             files = {stored.file for stored in stored_tensors(folder).values()} | {folder / CONFIG_FILE}
             files |= {index for index in [folder / INDEX_FILE] if index.exists()}
@@ -68,9 +66,6 @@ def import_aetherv1(transformer: Path, base: Path, out: Path) -> None:
         check_aetherv1(new, prompt=False)  # before T5's 19 GB are read
         save_file({"prompt_embeds": empty_prompt_embeds(base)}, new / PROMPT_FILE)
         check_aetherv1(new)
-        new.rename(out)
-    finally:
-        shutil.rmtree(workspace)
 
 
 def empty_prompt_embeds(base: Path) -> Tensor:

@@ -18,10 +18,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -37,6 +33,7 @@ from aether_env.camera import (
     quaternion_from_matrix,
     se3_log,
 )
+from aether_env.files import replacing
 from aether_env.paths import read_path
 from aether_env.pointcloud import depth_edges, unproject_depth, write_points
 from aether_env.videos import Note
@@ -215,7 +212,7 @@ class VideoResult:
         """
         target = Path(folder).resolve()
         _check_replaceable(target)
-        with _replacing(target) as new:
+        with replacing(target) as new:
             self._write(new)
         return target
 
@@ -394,27 +391,6 @@ def _check_replaceable(folder: Path) -> None:
         raise ValueError(f"{folder} is there already and is not a saved result; choose a new folder.") from error
     if foreign := sorted(set(found) - {_JSON, *known}):
         raise ValueError(f"{folder} is a saved result with other files in it ({foreign[0]}); choose a new folder.")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write into, which becomes `folder` at the end; whatever fails, one that was there stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = workspace / "new", workspace / "old"
-    try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except BaseException:
-        # If the old one can not go back either, this raises and leaves it in the workspace.
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(workspace)
-        raise
-    shutil.rmtree(workspace)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
