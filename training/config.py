@@ -147,7 +147,7 @@ class TransformerConfig:
     """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
     walker_sigmas: tuple[float, ...] = (1.0, 0.67, 0.33)
     """Noise levels of the walkers' sampling, and of the exported checkpoint's env steps."""
-    walker_detail: float = 0.8
+    walker_detail: float = 0.9
     """How much farther the walkers' steps, and those of the exported checkpoint, go from the first towards the last
     answer of the network, see `step_detail` in denoise.py."""
     find_pure_share: float = 0.75

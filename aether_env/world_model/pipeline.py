@@ -382,7 +382,7 @@ def _mean_of_looks(looks: Sequence[ClipResult], path_known: bool) -> ClipResult:
     """Return the mean of what was found in several looks at one video, all undone; a known path stays as it is."""
     first, depths = looks[0], [look.depth for look in looks]
     scale = np.where(first.metric, 1.0, relative_scale(depths))
-    merged = replace(first, depth=mean_depth(depths, scale))
+    merged = replace(first, depth=mean_depth(depths, scale, first.unit))
     if path_known:
         return merged
     path = mean_path([look.world_from_camera for look in looks], scale)

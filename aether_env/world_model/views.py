@@ -19,6 +19,10 @@ MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 """Mirrors left and right: a pose P seen in a mirror is MIRROR @ P @ MIRROR."""
 
 
+FARTHEST = 25.0
+"""Units beyond which a found depth says no more than that it is far: disparity is too small there to be told apart."""
+
+
 class View(NamedTuple):
     """How a video is shown."""
 
@@ -64,17 +68,23 @@ def relative_scale(depths: Sequence[np.ndarray]) -> np.ndarray:
     return middle[0] / middle
 
 
-def mean_depth(depths: Sequence[np.ndarray], scale: np.ndarray) -> np.ndarray:
+def mean_depth(depths: Sequence[np.ndarray], scale: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """Return the depth (B, T, H, W) of the mean disparity; where all looks agree it is theirs to the last digit.
+
+    The sky is where every look says so; elsewhere those decide that see a surface.
 
     Args:
         depths: V arrays (B, T, H, W).
         scale: (V, B) factors of their lengths.
+        unit: (B,) one unit of length; a surface is at most FARTHEST of them away.
     """
     stack = np.stack(depths)
-    # The sky stays the sky, however far that was.
-    disparity = np.where(stack < 0.999 * FAR_DEPTH, 1.0 / (stack * scale[:, :, None, None, None]), 0.0).mean(axis=0)
-    mean = 1.0 / np.maximum(disparity, 1.0 / FAR_DEPTH)
+    surface = stack < 0.999 * FAR_DEPTH
+    lookers = surface.sum(axis=0)
+    disparity = np.where(surface, 1.0 / (stack * scale[:, :, None, None, None]), 0.0).sum(axis=0)
+    farthest = np.minimum(FARTHEST * unit, FAR_DEPTH)[:, None, None, None]
+    seen = np.minimum(lookers / np.maximum(disparity, 1.0 / FAR_DEPTH), farthest)
+    mean = np.where(lookers > 0, seen, FAR_DEPTH)
     return np.where((stack == stack[0]).all(axis=0), stack[0], mean).astype(np.float32)
 
 

@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from aether_env.camera import intrinsics_from_fov, make_pose, relative_to
 from aether_env.conventions import FAR_DEPTH
-from aether_env.world_model.views import VIEWS, View, mean_depth, mean_path, relative_scale
+from aether_env.world_model.views import FARTHEST, VIEWS, View, mean_depth, mean_path, relative_scale
 
 HEIGHT, WIDTH, TIMES = 16, 24, 5
 
@@ -54,20 +54,31 @@ def test_backwards_the_path_begins_where_it_ended():
 
 def test_mean_depth_is_that_of_the_mean_disparity_after_scaling():
     near, far = np.full((1, 1, 2, 2), 2.0, np.float32), np.full((1, 1, 2, 2), 3.0, np.float32)
-    far[..., 0] = FAR_DEPTH  # the sky, in one look
-    mean = mean_depth([near, far], np.array([[1.0], [2.0]]))
-    np.testing.assert_allclose(mean[..., 1], 2 / (1 / 2 + 1 / 6), rtol=1e-6)
-    np.testing.assert_allclose(mean[..., 0], 4.0, rtol=1e-6)
+    mean = mean_depth([near, far], np.array([[1.0], [2.0]]), np.ones(1))
+    np.testing.assert_allclose(mean, 2 / (1 / 2 + 1 / 6), rtol=1e-6)
     assert mean.dtype == np.float32
 
 
-def test_what_all_looks_say_stays_to_the_last_digit_and_the_sky_stays_the_sky():
+def test_the_sky_is_where_every_look_says_so():
+    one, other = (np.full((1, 1, 2, 2), FAR_DEPTH, np.float32) for _ in range(2))
+    one[..., 0] = 3.0
+    mean = mean_depth([one, other], np.array([[1.0], [0.5]]), np.ones(1))
+    np.testing.assert_allclose(mean[..., 0], 3.0, rtol=1e-6)
+    np.testing.assert_array_equal(mean[..., 1], FAR_DEPTH)
+
+
+def test_a_surface_is_found_at_most_so_many_units_away():
+    depths = [np.full((2, 1, 2, 2), d, np.float32) for d in (60.0, 70.0)]
+    mean = mean_depth(depths, np.ones((2, 2)), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(mean[0], FARTHEST)
+    np.testing.assert_allclose(mean[1], 2 * FARTHEST)
+    assert (mean_depth(depths, np.ones((2, 2)), np.array([1.0, 9.0]))[1] < 70).all()
+
+
+def test_what_all_looks_say_stays_to_the_last_digit():
     depth = np.random.default_rng(4).uniform(0.3, 90, (1, 2, 4, 4)).astype(np.float32)
     depth[0, 0, 0] = FAR_DEPTH
-    np.testing.assert_array_equal(mean_depth([depth] * 4, np.ones((4, 1))), depth)
-    other = depth * np.float32(0.5)
-    other[0, 0, 0] = FAR_DEPTH
-    np.testing.assert_array_equal(mean_depth([depth, other], np.array([[1.0], [2.0]]))[0, 0, 0], FAR_DEPTH)
+    np.testing.assert_array_equal(mean_depth([depth] * 4, np.ones((4, 1)), np.ones(1)), depth)
 
 
 def test_relative_scale_brings_all_looks_to_the_first_ones_median():
