@@ -1,6 +1,6 @@
 """Several looks at one video: as it is, mirrored, and both of them backwards. Their mean is better than each.
 
-The network makes other mistakes on each of them: half of what it gets wrong is not of the scene but of the look.
+The network errs differently on each of them; docs/training-log.md says what the mean gains.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from aether_env.raymap import nearest_rotation
 
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 """Mirrors left and right: a pose P seen in a mirror is MIRROR @ P @ MIRROR."""
-
-
 FARTHEST = 25.0
 """Units beyond which a found depth says no more than that it is far: disparity is too small there to be told apart."""
 
