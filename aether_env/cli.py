@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "import-aetherv1": ("aether_env.world_model.import_aetherv1", "make one folder of the published checkpoint"),
-    "evaluate": ("training.evaluation.evaluate", "measure a checkpoint: tables, JSON, intervals"),
+    "reconstruct": ("aether_env.commands", "reconstruct", "depth and camera path of a video"),
+    "predict": ("aether_env.commands", "predict", "dream what a camera sees that goes on from a picture"),
+    "plan": ("aether_env.commands", "plan", "dream the way from a picture to a goal picture"),
+    "import-aetherv1": ("aether_env.world_model.import_aetherv1", "main", "make a folder of the published checkpoint"),
+    "evaluate": ("training.evaluation.evaluate", "main", "measure a checkpoint: tables, JSON, intervals"),
 }
-"""Name -> (module with a `main` of typed arguments, what it does)."""
+"""Name -> (module, its function of typed arguments, what it does)."""
 USAGE = "usage: aether COMMAND [ARGUMENTS] [--debug]"
 
 
@@ -35,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     import tyro
 
-    module = importlib.import_module(COMMANDS[name][0])
+    module, function, _ = COMMANDS[name]
+    run = getattr(importlib.import_module(module), function)
+    description = importlib.import_module(module).__doc__ if function == "main" else None  # None: the function's own
     try:
-        tyro.cli(module.main, prog=f"aether {name}", description=module.__doc__, args=rest)
-    except (ValueError, FileNotFoundError) as error:  # a user's mistake is one line; --debug shows where it was found
+        tyro.cli(run, prog=f"aether {name}", description=description, args=rest)
+    except (ValueError, OSError) as error:  # a user's mistake is one line; --debug shows where it was found
         if debug:
             raise
         print(f"aether {name}: {error}", file=sys.stderr)
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [USAGE, "", "commands:"]
-    lines += [f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items()]
+    lines += [f"  {name:<{width}}  {does}" for name, (_, _, does) in COMMANDS.items()]
     return "\n".join(
         [*lines, "", "aether COMMAND --help tells the arguments; --debug shows the traceback of an error."]
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from filterpy.kalman import KalmanFilter
 from scipy.linalg import cho_solve_banded, cholesky_banded
 from scipy.spatial.transform import Rotation
 
-from aether_env.camera import check_poses, make_pose, rotation_vector_from_matrix
+from aether_env.camera import check_poses, make_pose, relative_to, rotation_vector_from_matrix
 
 # Autocovariance, at lags 0, 1 and 2, of the second differences of a path made of unit noise of each kind, dt = 1.
 _OF_MEASUREMENT = np.array([6.0, -4.0, 1.0])
@@ -35,6 +35,14 @@ class SmoothedPath:
     """Noise of a measured position, in the poses' unit, as given or estimated."""
     rotation_std: float
     """Noise of a measured rotation, radians an axis, as given or estimated."""
+
+    def from_first(self) -> SmoothedPath:
+        """Return the path in the world of its first camera: the smoothed path knows best where that one was."""
+        first = self.world_from_camera[0]
+        turn = np.eye(6)
+        turn[:3, :3] = first[:3, :3].T
+        poses = relative_to(self.world_from_camera, first)
+        return replace(self, world_from_camera=poses, covariance=turn @ self.covariance @ turn.T)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -63,14 +63,18 @@ def main(
         seed: Of the dream.
     """
     try:
-        options, actions, planner = start_options(image), demo_walk(max(steps, 4)), GoalPlanner(model)
+        options, actions = start_options(image), demo_walk(max(steps, 4))
+        # Imported late: PyTorch takes a while, errors need not wait.
+        from aether_env.world_model.own_clips import OwnClips
+        from aether_env.world_model.pipeline import AetherPipeline
+        from aether_env.world_model.rollout import DreamWorld
+
+        clips = OwnClips.from_checkpoint(model)  # the planner and the env share one set of weights
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    # The planner and the env share one set of weights. Imported late: PyTorch takes a while, errors need not wait.
-    from aether_env.world_model.rollout import DreamWorld
-
-    world = DreamWorld(planner.pipeline.components)
+    planner = GoalPlanner(AetherPipeline(clips))
+    world = DreamWorld(clips.parts)
     dream = take_walk(gym.make("Aether-v0", world=world, frames_in_info=True), actions, options, seed, "dreaming")
     truth = None
     if "scene_seed" in options:

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aether_env.camera import CameraPath, relative_to
-from aether_env.pictures import FittedPicture, fit_picture, read_picture
-from aether_env.trajectory import smooth_path
+from aether_env.pictures import read_picture
+from aether_env.world_model.result import VideoResult
 
 if TYPE_CHECKING:
-    from aether_env.world_model.pipeline import AetherPipeline, ClipResult
+    from aether_env.world_model.pipeline import AetherPipeline
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """A dreamed way to a goal: 17 frames and the camera path along them.
-
-    The world is the first camera. Lengths are metres where `metric`, else the dream's own unit.
-    """
-
-    rgb: np.ndarray
-    """(17, H, W, 3) uint8; the first is the picture that was given, fitted to the model's size."""
-    depth: np.ndarray
-    """(17, H, W) float32 z-depth."""
-    path: CameraPath
-    """Smoothed; its first pose is the identity, its intrinsics are those of one camera."""
-    covariance: np.ndarray
-    """(17, 6, 6) of each smoothed pose: position in world axes (squared length), then rotation vector in camera axes
-    (squared radians)."""
-    raw_path: CameraPath
-    """As the dreamed raymaps say, frame by frame."""
-    unit: float
-    """Metres of one unit of the model, from the depth that was given; 1 where not metric."""
-    metric: bool
-    """Lengths are metres."""
-    fps: float
-    """Frames per second of the plan."""
+class Plan(VideoResult):
+    """A dreamed way to a goal: frames, depth, and the smoothed camera path along them, from the first camera."""
 
     @property
     def goal_pose(self) -> np.ndarray:
@@ -69,10 +47,11 @@ class GoalPlanner:
 
         if isinstance(model, AetherPipeline):
             if sigmas is not None:
-                raise ValueError("sigmas belong to a pipeline when it is made; give them to AetherPipeline instead.")
+                raise ValueError("sigmas belong to a pipeline when it is made; give them to from_pretrained instead.")
             self.pipeline = model
         else:
-            self.pipeline = AetherPipeline.from_pretrained(model, device, sigmas=sigmas)
+            settings: dict[str, Any] = {} if sigmas is None else {"sigmas": sigmas}
+            self.pipeline = AetherPipeline.from_pretrained(model, device, **settings)
 
     def plan(
         self,
@@ -103,48 +82,13 @@ class GoalPlanner:
             ValueError: A picture that cannot be read, depth or intrinsics that are not of its picture, or
                 `goal_depth` without `depth`.
         """
-        if goal_depth is not None and depth is None:
-            raise ValueError("goal_depth needs depth: the unit of length comes from the first picture.")
-        start = self._fit("picture", picture, intrinsics, depth)
-        end = self._fit("goal", goal, None, goal_depth)
-        known_intrinsics = None if intrinsics is None else start.intrinsics
         result = self.pipeline.plan(
-            start.rgb[None],
-            end.rgb[None],
-            depth=None if start.depth is None else start.depth[None],
-            goal_depth=None if end.depth is None else end.depth[None],
-            intrinsics=None if known_intrinsics is None else known_intrinsics[None],
-            seeds=[seed],
+            read_picture(picture, name="picture"),
+            read_picture(goal, name="goal"),
+            depth=depth,
+            goal_depth=goal_depth,
+            intrinsics=intrinsics,
+            seed=seed,
             fps=fps,
         )
-        return smoothed_plan(result[0], fps or self.pipeline.settings.fps, known_intrinsics)
-
-    def _fit(self, name: str, picture: Any, intrinsics: np.ndarray | None, depth: np.ndarray | None) -> FittedPicture:
-        settings = self.pipeline.settings
-        return fit_picture(read_picture(picture, name=name), settings.height, settings.width, intrinsics, depth)
-
-
-def smoothed_plan(result: ClipResult, fps: float, intrinsics: np.ndarray | None = None) -> Plan:
-    """Return one dreamed window as a plan with a smoothed path.
-
-    Args:
-        result: One row of a batch, without its batch axis.
-        fps: Frames per second of the window.
-        intrinsics: (3, 3) of the camera where they are known; else the median of what was dreamed.
-    """
-    smoothed = smooth_path(result.world_from_camera, rate_hz=fps)
-    # The world is the first camera, and the smoothed path knows best where that one was.
-    first = smoothed.world_from_camera[0]
-    turn = np.eye(6)
-    turn[:3, :3] = first[:3, :3].T
-    matrix = np.median(result.intrinsics, axis=0) if intrinsics is None else intrinsics
-    return Plan(
-        rgb=result.rgb,
-        depth=result.depth,
-        path=CameraPath(relative_to(smoothed.world_from_camera, first), matrix),
-        covariance=turn @ smoothed.covariance @ turn.T,
-        raw_path=CameraPath(result.world_from_camera, result.intrinsics),
-        unit=float(result.unit),
-        metric=bool(result.metric),
-        fps=float(fps),
-    )
+        return Plan(**{field.name: getattr(result, field.name) for field in fields(result)})

@@ -253,13 +253,44 @@ class AetherV1:
             else:
                 free, shown = self._both_velocities(latents, without, condition, timestep, rotary)
                 velocity = free + guidance_weight(guidance, steps, timestep) * (shown - free)
-            latents, clean = self.scheduler.step(
-                velocity, clean, timestep, previous, latents, generator=generators, return_dict=False
-            )
+            latents, clean = self._step(velocity, clean, timestep, previous, latents, generators)
             previous = timestep
             if progress is not None:
                 progress(index + 1, len(self.scheduler.timesteps))
         return latents
+
+    def _step(
+        self,
+        velocity: Tensor,
+        clean_before: Tensor | None,
+        timestep: int,
+        previous: int | None,
+        latents: Tensor,
+        generators: list[torch.Generator],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next latents and the clean ones, as the scheduler's `step` does.
+
+        That one copies noise to the GPU, and so waits for the network, before it draws its second noise. Here all is
+        drawn while the network still works.
+        """
+        scheduler = self.scheduler
+        following = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        second_order = clean_before is not None and following >= 0
+        # The scheduler draws twice for a step of second order, and drops the first.
+        for _ in range(2 if second_order else 1):
+            noise = randn_tensor(latents.shape, generators, generators[0].device, latents.dtype)
+        if latents.is_cuda and not noise.is_cuda:
+            noise = noise.pin_memory().to(latents.device, non_blocking=True)
+
+        alphas = scheduler.alphas_cumprod
+        alpha, alpha_before = alphas[timestep], None if previous is None else alphas[previous]
+        alpha_after = alphas[following] if following >= 0 else scheduler.final_alpha_cumprod
+        clean = alpha**0.5 * latents - (1 - alpha) ** 0.5 * velocity
+        h, r, *_ = scheduler.get_variables(alpha, alpha_after, alpha_before)
+        keep, add, *mix = scheduler.get_mult(h, r, alpha, alpha_after, alpha_before)
+        spread = (1 - alpha_after) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
+        target = mix[0] * clean - mix[1] * clean_before if second_order else clean
+        return keep * latents - add * target + spread * noise, clean
 
     def _both_velocities(
         self, latents: Tensor, without: Tensor, condition: Tensor, timestep: int, rotary: tuple[Tensor, Tensor]

@@ -15,6 +15,7 @@ Nothing is unpickled, classes come from a fixed list, sizes are checked before m
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -125,7 +126,7 @@ class Settings:
     reconstruct_sigmas: tuple[float, ...] = (1.0,)
     """Noise levels of reconstruction, and of the depth of a first picture without depth."""
     reconstruct_views: int = 1
-    """How often a video is looked at, see `AetherPipeline.reconstruct`."""
+    """How often a video is looked at, see `OwnClips.reconstruct`."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -201,19 +202,47 @@ class Components:
         return self
 
 
-def resolve(name: str | Path) -> Path:
-    """Return the folder of a checkpoint: a bundled name such as "mini", or a folder.
+def resolve(name: str | Path, *, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: a bundled name such as "mini", a folder, or a hub id such as "owner/model".
+
+    Of a hub's repository only JSON and safetensors files are fetched, into the hub's own cache.
+
+    Args:
+        name: Which one; a folder goes before a hub id.
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: If there is neither.
+        CheckpointError: There is none, or it can not be fetched.
     """
+    if not str(name):
+        raise CheckpointError('checkpoint must be a bundled name such as "mini", a folder or a hub id, got "".')
     for folder in (BUNDLED / str(name), Path(name)):
         if folder.is_dir():
+            if revision is not None:
+                raise CheckpointError(f"revision must be left out for the folder {folder}; it belongs to a hub id.")
             return folder
+    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _fetched(name, revision)
     bundled = sorted(p.name for p in BUNDLED.glob("*") if p.is_dir())
     raise CheckpointError(
-        f"checkpoint {str(name)!r} is neither a bundled one ({', '.join(bundled) or 'none'}) nor a folder."
+        f"checkpoint {str(name)!r} is neither a bundled one ({', '.join(bundled) or 'none'}) nor a folder nor a hub "
+        'id ("owner/model").'
     )
+
+
+def _fetched(hub_id: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors"], library_name="aether-env"
+            )
+        )
+    except Exception as error:  # the hub, and what it travels by, fail in their own ways
+        raise CheckpointError(
+            f"checkpoint {hub_id!r} is no folder here, and could not be fetched from the hub: {error}"
+        ) from error
 
 
 def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Components:

@@ -1,389 +1,538 @@
-"""The three tasks of AETHER with one model: reconstruct, predict, plan. Batched over B items of 17 frames.
+"""AetherPipeline: reconstruct, predict and plan with any checkpoint, on pictures, videos and paths as users have them.
 
-A window is 17 frames: the first picture at rest and four groups of four frames. Everything that is dreamed depends on
-the item's own seed, never on its neighbours.
+    pipeline = AetherPipeline.from_pretrained("mini")      # or a folder, also of the published checkpoint, or a hub id
+    result = pipeline.reconstruct("walk.mp4")              # depth and camera path of a video of any length
+    result = pipeline.predict("room.jpg", path=walk_path("forward 1 turn-left 30"))
+    result = pipeline.plan("here.png", "there.png")
+    result.save("outputs/plan")
+
+What does not fit the checkpoint is resampled, padded or cut into windows, and `result.notes` says so. Poses, axes and
+units: see conventions; paths in other axes: `paths.poses_from`, `paths.read_path`.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
-from aether_env.camera import check_intrinsics, check_poses, relative_to
-from aether_env.conventions import FAR_DEPTH
-from aether_env.raymap import decode_raymap, unpack_raymap
-from aether_env.world_model.checkpoint import Components, checked_sigmas, checked_views, load_checkpoint
-from aether_env.world_model.conditions import (
-    CLIP_POSITIONS,
-    COLOUR,
-    DISPARITY,
-    RAY,
-    TARGET_CHANNELS,
-    WINDOW,
-    Window,
-    trained_fps,
+from aether_env.camera import CameraPath, relative_to, scale_poses
+from aether_env.paths import GivenPath
+from aether_env.trajectory import smooth_path
+from aether_env.videos import Note, OpenVideo, Resampling, VideoFrame, open_video
+from aether_env.world_model.aetherv1 import load_aetherv1
+from aether_env.world_model.aetherv1_clips import AetherV1Clips
+from aether_env.world_model.checkpoint import PROMPT_FILE, SETTINGS_FILE, CheckpointError, load_checkpoint, resolve
+from aether_env.world_model.clip_model import ClipModel, ClipResult
+from aether_env.world_model.dreams import (
+    Dream,
+    Wish,
+    batch_of,
+    checked_seed,
+    checked_whole,
+    fit_dream,
+    rate_for,
+    row_of,
+    stacked,
 )
-from aether_env.world_model.denoise import denoise
-from aether_env.world_model.latents import Codec, at_rest, known_depth, shows_surface
-from aether_env.world_model.noise import CLIP_NOISE, normal_noise
-from aether_env.world_model.views import VIEWS, mean_depth, mean_path, relative_scale
+from aether_env.world_model.long_video import (
+    FrameStore,
+    JoinedWindows,
+    PathLike,
+    VideoTruth,
+    as_uint8,
+    batches,
+    disparity_of,
+    given_path,
+    intrinsics_of,
+)
+from aether_env.world_model.own_clips import OwnClips
+from aether_env.world_model.result import VideoResult, check_replaceable
+from aether_env.world_model.windows import FrameWindow, cut, later_seed, windows_of
 
-CLIP_FRAMES = 17
-"""Frames of one window."""
+BATCH_SIZE = 4
+"""Windows that are looked at together."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClipResult:
-    """B windows of 17 frames. Poses are relative to the first frame; lengths are metres where `metric`, else units."""
-
-    rgb: np.ndarray
-    """(B, 17, H, W, 3) uint8; the given pictures where they were given."""
-    depth: np.ndarray
-    """(B, 17, H, W) float32 z-depth."""
-    world_from_camera: np.ndarray
-    """(B, 17, 4, 4) float64, as the raymaps say; smoothing is the planner's."""
-    intrinsics: np.ndarray
-    """(B, 17, 3, 3) float64, pixels."""
-    unit: np.ndarray
-    """(B,) float64: metres of one unit, 1 where not metric."""
-    metric: np.ndarray
-    """(B,) bool: scale was known from depth."""
-
-    def __getitem__(self, rows: Any) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+_PUBLISHED_PARTS = ("transformer", "vae", "scheduler")
 
 
 class AetherPipeline:
-    """A checkpoint of our own layout as functions of pictures.
+    """A checkpoint and its three tasks.
 
     Args:
-        components: Of a checkpoint.
-        sigmas: Noise levels at which the network is asked, in all tasks; None takes the checkpoint's of each task.
-        reconstruct_views: How often a video is looked at, 1, 2 or 4 times, see `reconstruct`; None: the checkpoint's.
+        model: The checkpoint as functions of whole windows: `OwnClips` or `AetherV1Clips`.
     """
 
-    def __init__(
-        self, components: Components, *, sigmas: Sequence[float] | None = None, reconstruct_views: int | None = None
-    ):
-        self.components = components
-        self.settings = components.settings
-        self.codec = Codec(components)
-        settings = components.settings
-        self.sigmas = checked_sigmas("sigmas", settings.clip_sigmas if sigmas is None else sigmas)
-        self.reconstruct_sigmas = checked_sigmas("sigmas", settings.reconstruct_sigmas if sigmas is None else sigmas)
-        views = settings.reconstruct_views if reconstruct_views is None else reconstruct_views
-        self.reconstruct_views = checked_views("reconstruct_views", views)
+    def __init__(self, model: ClipModel):
+        self.model = model
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
-        """Load a checkpoint by name or folder; `kwargs` as in the class."""
-        return cls(load_checkpoint(name, device), **kwargs)
+    def from_pretrained(
+        cls,
+        name: str | Path = "mini",
+        device: str | torch.device = "cpu",
+        *,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a checkpoint. A folder without aether.json is read as one of the published format.
+
+        Args:
+            name: A bundled name, a folder, or a hub id such as "owner/model".
+            device: Where the weights go.
+            dtype: Of the published checkpoint's weights, default float32; ours are always float32.
+            revision: Of a hub id.
+            settings: Of `OwnClips` (sigmas, reconstruct_views) or `AetherV1Clips` (size, steps, guidance, progress).
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it can not be used.
+            ValueError: A setting that the checkpoint does not have, or a device that is not there.
+        """
+        _check_device(device)
+        folder = resolve(name, revision=revision)
+        ours = (folder / SETTINGS_FILE).exists()
+        known = ("sigmas", "reconstruct_views") if ours else ("size", "steps", "guidance", "progress")
+        if foreign := sorted(set(settings) - set(known)):
+            raise ValueError(f"{foreign[0]} is no setting of {folder}; it has {', '.join(known)}.")
+        if ours:
+            if dtype not in (None, torch.float32):
+                raise ValueError(f"dtype must be float32 for {folder}, a checkpoint of our own layout, got {dtype}.")
+            return cls(OwnClips(load_checkpoint(folder, device), **settings))
+        try:
+            parts = load_aetherv1(folder, device=device, dtype=dtype or torch.float32)
+        except CheckpointError as error:
+            lacks = [part for part in (*_PUBLISHED_PARTS, PROMPT_FILE) if not (folder / part).exists()]
+            if not lacks:
+                raise
+            raise CheckpointError(
+                f"{error} {folder} has neither {SETTINGS_FILE} nor {', '.join(lacks)}; where the published transformer "
+                "is, `aether import-aetherv1` makes a whole folder."
+            ) from error
+        return cls(AetherV1Clips(parts, **settings))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the checkpoint, so that `from_pretrained` reads it; whatever fails, a folder that was there stays."""
+        self.model.save(Path(folder))
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move everything to a device."""
+        self.model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name: "transformer", "vae", "scheduler" ..."""
+        return self.model.components
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of what is dreamed, unless another rate is asked for."""
+        return rate_for(self.model, None)
 
     def reconstruct(
         self,
-        video: np.ndarray,
+        video: Any,
         *,
+        path: PathLike | None = None,
         depth: np.ndarray | None = None,
-        world_from_camera: np.ndarray | None = None,
         intrinsics: np.ndarray | None = None,
-        seeds: Sequence[int] | None = None,
         fps: float | None = None,
-    ) -> ClipResult:
-        """Find depth and camera path of a video.
+        source_fps: float | None = None,
+        stride: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        smooth: bool = True,
+        resampling: Resampling = "area",
+        out: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> VideoResult:
+        """Find depth and camera path of a video of any length.
 
-        With `reconstruct_views` of 2 it is also looked at mirrored, with 4 backwards too (unless depth or path are
-        known, which belong to the first frame); the result is the mean: disparity, positions, rotations, focal lengths.
+        A video that is longer than a window is looked at in windows that overlap; each is brought to the unit and world
+        of those before it by what they share.
 
         Args:
-            video: (B, 17, H, W, 3) uint8.
-            depth: (B, H, W) metres of the first frame (fixes the scale), or (B, 17, H, W) of all; NaN where unknown.
-            world_from_camera: (B, 17, 4, 4) where the path is known.
-            intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
-            seeds: B integers; default 0. Without effect where the checkpoint reconstructs at one noise level.
-            fps: Of the video; only the checkpoint's.
+            video: File, folder of pictures, array (T, H, W, 3) or list of pictures: see `videos.open_video`.
+            path: Where it is known, one pose for each frame of the source; a file's camera is taken as the video's.
+            depth: Metres, where known: (H, W) of the source's first frame, which makes the result metric, or (T, H, W)
+                of all its frames; NaN where unknown.
+            intrinsics: (3, 3) pixels of the source, where known.
+            fps: Frames per second to look at; None takes the checkpoint's nearest to the source's, and every frame of a
+                slower source.
+            source_fps: Of arrays and pictures, which do not tell.
+            stride: Frames between the beginnings of windows; None: half a window.
+            batch_size: Windows that are looked at together.
+            seed: Of the dream.
+            smooth: Smooth the path (Kalman filter and RTS smoother), with covariance; a known path is left alone.
+            resampling: "public" crops and resizes as AETHER's code does.
+            out: Folder for the result. The frames then wait on disk, so that memory does not grow with the video.
+            progress: Show a bar.
 
         Returns:
-            The video as it was given, with the depth and the path that were found.
+            The video in the checkpoint's size and rate, with depth and path; saved in `out` where that is given.
 
         Raises:
-            ValueError: An argument has a wrong shape or type, a pose is not rigid, or a path comes without intrinsics.
+            ValueError: An argument that does not fit, before anything is computed; or the video is damaged.
         """
-        shown = self._pictures("video", video, CLIP_FRAMES)
-        result = self._dream(
-            first=shown[:, 0],
-            video=shown,
+        seed, batch_size = checked_seed(seed), checked_whole("batch_size", batch_size, 1)
+        longest = self.model.lengths[-1]
+        stride = longest // 2 if stride is None else checked_whole("stride", stride, 1, longest - 1)
+        _check_out(out)
+        known = None if path is None else given_path(path)
+        if known is not None:
+            intrinsics = _camera_of(video, known, intrinsics, source_fps)
+        opened, rate = self._open(video, intrinsics, fps, source_fps, resampling)
+        truth = VideoTruth(opened, known, depth)
+        with FrameStore(out) as frames:
+            joined = JoinedWindows(frames)
+            bar = tqdm(opened, desc="reconstructing", unit="frame", total=opened.expected_frames, disable=not progress)
+            windows = windows_of(bar, self.model.lengths, stride)
+            for group in batches(windows, batch_size, first_alone=truth.first_depth is not None):
+                unit = 1.0 if joined.first is None else float(joined.first.unit)
+                found = self._look(group, truth, seed, unit, rate)
+                for row, window in enumerate(group):
+                    joined.add(window, found[row])
+            return _kept(self._video(joined, truth, stride, smooth, rate), out)
+
+    def _look(
+        self, group: Sequence[FrameWindow[VideoFrame]], truth: VideoTruth, seed: int, unit: float, fps: float
+    ) -> ClipResult:
+        """Reconstruct windows of one length together; `unit` is the first window's, in metres."""
+        depth, poses = truth.depth_of(group), stacked([truth.poses_of(window.frames) for window in group])
+        if poses is not None and depth is None:
+            poses = scale_poses(poses, 1 / unit)  # models take metres with depth only
+        shown = poses is not None or truth.opened.intrinsics_known
+        return self.model.reconstruct(
+            np.stack([[as_uint8(frame.rgb) for frame in window.frames] for window in group]),
             depth=depth,
-            path=world_from_camera,
-            intrinsics=intrinsics,
-            seeds=seeds,
+            world_from_camera=poses,
+            intrinsics=np.stack([window.frames[0].intrinsics for window in group]) if shown else None,
+            seeds=[later_seed(seed, window.start) if window.start else seed for window in group],
             fps=fps,
         )
-        last = self.reconstruct_views if depth is None and world_from_camera is None else min(self.reconstruct_views, 2)
-        looks = [result]
-        for view in VIEWS[1:last]:
-            turned = torch.as_tensor(view.pictures(video).copy(), device=shown.device)
-            found = self._dream(
-                first=turned[:, 0],
-                video=turned,
-                depth=None if depth is None else view.depth(depth),
-                path=None if world_from_camera is None else view.poses(world_from_camera),
-                intrinsics=None if intrinsics is None else view.intrinsics(intrinsics, self.settings.width),
-                seeds=seeds,
-                fps=fps,
-            )
-            looks.append(
-                replace(
-                    found,
-                    depth=view.pictures(found.depth),
-                    world_from_camera=view.poses(found.world_from_camera),
-                    intrinsics=view.intrinsics(found.intrinsics, self.settings.width),
-                )
-            )
-        return result if last == 1 else _mean_of_looks(looks, path_known=world_from_camera is not None)
+
+    def _video(self, joined: JoinedWindows, truth: VideoTruth, stride: int, smooth: bool, rate: float) -> VideoResult:
+        """Return what the windows of a video say together."""
+        opened, first = truth.opened, joined.first
+        assert first is not None  # a video has a window
+        path, intrinsics = joined.finish()
+        if opened.intrinsics_known:
+            intrinsics = np.stack([frame.intrinsics for frame in joined.source_frames])
+        known = truth.poses_of(joined.source_frames)
+        if known is not None:
+            path = known
+        camera, covariance = _camera(path, intrinsics, opened.fps, smooth and known is None)
+        cutting = cut(len(path), self.model.lengths, stride)
+        found = known is None and not opened.intrinsics_known  # then nothing was assumed of the camera
+        notes = [note for note in opened.notes if not (found and note.what == "assumed_fov")]
+        if opened.fps < 0.999 * rate:
+            text = f"{opened.fps:g} frames a second are looked at as if they were {rate:g}, so that none is repeated."
+            notes.append(Note("fps", text, {"from": opened.fps, "to": rate}))
+        return VideoResult(
+            **joined.frames.arrays(),
+            path=camera,
+            covariance=covariance,
+            raymap=first.raymap[: len(path)] if joined.windows == 1 else None,
+            unit=float(first.unit),
+            metric=bool(first.metric),
+            fps=opened.fps,
+            notes=(*notes, *cutting.notes()),
+        )
 
     def predict(
         self,
-        picture: np.ndarray,
+        image: Any = None,
         *,
-        depth: np.ndarray | None = None,
-        world_from_camera: np.ndarray | None = None,
-        intrinsics: np.ndarray | None = None,
-        seeds: Sequence[int] | None = None,
+        path: Any = None,
+        num_frames: int | None = None,
+        depth: Any = None,
+        intrinsics: Any = None,
         fps: float | None = None,
-    ) -> ClipResult:
-        """Dream what follows a picture, along a path or along a path of the model's own.
+        scene_scale: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        smooth: bool = True,
+        post_reconstruction: bool = False,
+        resampling: Resampling = "area",
+        out: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Dream what follows a picture, along a path or along one of the model's own.
 
         Args:
-            picture: (B, H, W, 3) uint8.
-            depth: (B, H, W) metres; fixes the scale.
-            world_from_camera: (B, 17, 4, 4): where the camera goes; its first pose is taken as the world.
-            intrinsics: (B, 3, 3) pixels; needed with `world_from_camera`.
-            seeds: B integers; default 0.
-            fps: Only the checkpoint's.
+            image: A picture: path, PIL picture or array (H, W, 3), uint8 or floats in [0, 1]; None dreams from the path
+                alone, or from nothing. A list (or array (B, H, W, 3)) is a batch: then path, depth, intrinsics and
+                seed may be lists too, one for each, or hold for all.
+            path: Where the camera goes, of any length; its first pose is taken as the picture's. In metres where
+                `depth` is given, else in units: about how far away near things are.
+            num_frames: Frames wanted; default the path's, else the longest window. A path is spread over them.
+            depth: (H, W) metres of the picture, NaN where unknown; makes the result metric.
+            intrinsics: (3, 3) pixels of the picture, where known; with a path 70 degrees are assumed otherwise.
+            fps: Frames per second; None takes the checkpoint's.
+            scene_scale: Factor on the path's lengths, for paths in other units.
+            seed: Of the dream.
+            smooth: Smooth a dreamed path, with covariance.
+            post_reconstruction: Look at the dreamed video again, and give the depth and path that are found in it, as
+                the public demo does.
+            resampling: As in `reconstruct`.
+            out: Folder for the result, of a single picture.
+            progress: Show a bar, where the path is longer than a window.
 
         Returns:
-            The picture, and the 16 frames dreamed after it.
+            A VideoResult, or a list of them for a batch.
 
         Raises:
-            ValueError: As `reconstruct`.
+            ValueError: An argument that does not fit, before anything is computed.
         """
-        first = self._pictures("picture", picture, None)
-        return self._dream(
-            first=first, depth=depth, path=world_from_camera, intrinsics=intrinsics, seeds=seeds, fps=fps
+        return self._dream_all(
+            {"image": image, "path": path, "depth": depth, "intrinsics": intrinsics, "seed": seed},
+            Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, progress),
+            out,
         )
 
     def plan(
         self,
-        picture: np.ndarray,
-        goal: np.ndarray,
+        image: Any,
+        goal: Any,
         *,
-        depth: np.ndarray | None = None,
-        goal_depth: np.ndarray | None = None,
-        world_from_camera: np.ndarray | None = None,
-        intrinsics: np.ndarray | None = None,
-        seeds: Sequence[int] | None = None,
+        path: Any = None,
+        num_frames: int | None = None,
+        depth: Any = None,
+        goal_depth: Any = None,
+        intrinsics: Any = None,
         fps: float | None = None,
-    ) -> ClipResult:
-        """Dream the way from a picture to a goal picture, and the camera path with it.
+        scene_scale: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        smooth: bool = True,
+        post_reconstruction: bool = False,
+        resampling: Resampling = "area",
+        out: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Dream the way from a picture to a goal picture, and the camera's path with it.
 
         Args:
-            picture: (B, H, W, 3) uint8.
-            goal: (B, H, W, 3) uint8.
-            depth: (B, H, W) metres of `picture`; fixes the scale.
-            goal_depth: (B, H, W) metres of `goal`; only with `depth`.
-            world_from_camera: (B, 17, 4, 4) where the path is wanted.
-            intrinsics: (B, 3, 3) pixels, where known.
-            seeds: B integers; default 0.
-            fps: Only the checkpoint's.
+            image: As in `predict`; a batch too.
+            goal: What the camera shall see at the end: a picture of any size, or as many as images.
+            path: The way, where it is wanted; at most the longest window's length.
+            num_frames: Frames of the plan; default the path's, else the longest window.
+            depth: (H, W) metres of the image; makes the plan metric.
+            goal_depth: (H, W) metres of the goal, only with `depth`, where the checkpoint takes it.
+            intrinsics: (3, 3) pixels of the image, where known; the goal is of the same camera.
+            fps: As in `predict`, like all that follow.
+            scene_scale: Factor on the path's lengths.
+            seed: Of the dream: another seed, another way.
+            smooth: Smooth a dreamed path, with covariance.
+            post_reconstruction: As in `predict`.
+            resampling: As in `reconstruct`.
+            out: Folder for the result, of a single plan.
 
         Returns:
-            The picture, and the 16 frames dreamed on the way to the goal; the last one is dreamed too.
+            A VideoResult, or a list of them for a batch; `to_poses` gives a robot's poses.
 
         Raises:
-            ValueError: As `reconstruct`; or the goals are not as many as the pictures, or lack `depth` beside theirs.
+            ValueError: An argument that does not fit, before anything is computed.
         """
-        first, last = self._pictures("picture", picture, None), self._pictures("goal", goal, None)
-        if len(last) != len(first):
-            raise ValueError(f"goal has {len(last)} items, picture has {len(first)}; give one goal for each.")
-        if goal_depth is not None and depth is None:
-            raise ValueError("goal_depth needs depth: the unit of length comes from the first picture.")
-        return self._dream(
-            first=first, goal=last, depth=depth, goal_depth=goal_depth, path=world_from_camera,
-            intrinsics=intrinsics, seeds=seeds, fps=fps,
-        )  # fmt: skip
+        given = {"image": image, "path": path, "depth": depth, "intrinsics": intrinsics, "seed": seed}
+        return self._dream_all(
+            given | {"goal": goal, "goal_depth": goal_depth},
+            Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, False),
+            out,
+        )
 
-    @torch.inference_mode()
-    def _dream(
+    def _open(
         self,
-        *,
-        first: Tensor,
-        video: Tensor | None = None,
-        goal: Tensor | None = None,
-        depth: np.ndarray | None,
-        goal_depth: np.ndarray | None = None,
-        path: np.ndarray | None,
+        video: Any,
         intrinsics: np.ndarray | None,
-        seeds: Sequence[int] | None,
         fps: float | None,
-    ) -> ClipResult:
-        batch, device = len(first), self.codec.device
-        fps = trained_fps(fps, self.settings.fps)
-        seeds = [0] * batch if seeds is None else list(seeds)
-        if len(seeds) != batch:
-            raise ValueError(f"seeds must be {batch} integers, got {len(seeds)}.")
-        depths = self._depth("depth", depth, batch, clip=video is not None)
-        unit = torch.ones(batch, device=device)
-        metric = torch.zeros(batch, dtype=torch.bool, device=device)
-        if depths is not None:
-            metric = shows_surface(depths[:, 0]).flatten(1).any(dim=1)
-            unit = torch.where(metric, self.codec.unit(depths[:, 0]), unit)
+        source_fps: float | None,
+        resampling: Resampling,
+    ) -> tuple[OpenVideo, float]:
+        """Open a video in the checkpoint's size; return it with the frames per second that the model is told.
 
-        known = torch.zeros(batch, WINDOW, TARGET_CHANNELS, *self.codec.latent_size, device=device)
-        mask = torch.zeros(batch, WINDOW, 3, device=device)
-        known[:, 0, COLOUR] = self.codec.encode_colour(at_rest(first))[:, 0]
-        mask[:, 0, 0] = 1.0
-        if video is not None:
-            known[:, 1:, COLOUR] = self.codec.encode_colour(video[:, 1:])
-            mask[:, 1:, 0] = 1.0
-        if goal is not None:
-            known[:, -1, COLOUR] = self.codec.encode_colour(at_rest(goal))[:, 0]
-            mask[:, -1, 0] = 1.0
-        if depths is not None:
-            known[:, 0, DISPARITY] = self.codec.encode_depth(at_rest(depths[:, 0]), unit)[:, 0]
-            mask[:, 0, 1] = metric.float()
-            if depths.shape[1] == CLIP_FRAMES:
-                known[:, 1:, DISPARITY] = self.codec.encode_depth(depths[:, 1:], unit)
-                mask[:, 1:, 1] = metric[:, None].float()
-        goal_depths = self._depth("goal_depth", goal_depth, batch, clip=False)
-        if goal_depths is not None:
-            known[:, -1, DISPARITY] = self.codec.encode_depth(at_rest(goal_depths[:, 0]), unit)[:, 0]
-            mask[:, -1, 1] = metric.float()
-        given = self._show_path(known, mask, path, intrinsics, unit)
-
-        nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds], dtype=torch.int64, device=device)
-        zero = torch.zeros_like(nonce)
-        noise = normal_noise(nonce, zero, zero, CLIP_NOISE, tuple(known.shape[1:]))
-        window = Window(known, mask, torch.ones(batch, WINDOW, device=device), CLIP_POSITIONS)
-        predict = self.codec.predict_clean(fps)
-        sigmas = self.sigmas if video is None else self.reconstruct_sigmas
-        if video is not None and len(sigmas) == 1:
-            noise = torch.zeros_like(noise)  # a single answer is a mean over all noises; any one of them only disturbs
-        latents = denoise(predict, self.components.scheduler, window, noise, sigmas)
-        result = self._result(latents, video, first, depths, unit, metric)
-        return result if given is None else replace(result, world_from_camera=given[0], intrinsics=given[1])
-
-    def _show_path(
-        self, known: Tensor, mask: Tensor, path: np.ndarray | None, intrinsics: np.ndarray | None, unit: Tensor
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Fill the ray condition of a window under construction: the whole path, or the first frame's rays.
-
-        Returns:
-            Poses (B, 17, 4, 4) relative to the first and intrinsics (B, 17, 3, 3), where the whole path is known.
+        Unless a rate is asked for that is the nearest trained one. A slower video keeps its frames: repeated ones would
+        be a camera that stops and goes on.
         """
-        if intrinsics is None:
-            if path is not None:
-                raise ValueError("world_from_camera needs intrinsics; camera.intrinsics_from_fov makes them.")
-            return None
-        batch, device = len(known), known.device
-        matrix = check_intrinsics("intrinsics", intrinsics)
-        if matrix.shape != (batch, 3, 3):
-            raise ValueError(f"intrinsics must be {(batch, 3, 3)}, got {matrix.shape}.")
-        steps = 1 if path is None else WINDOW
-        poses = np.tile(np.eye(4), (batch, CLIP_FRAMES, 1, 1))
+        rate, wanted = rate_for(self.model, fps), fps
+        if fps is None:
+            own = open_video(video, source_fps=source_fps).source_fps
+            rate = min(self.model.rates, key=lambda trained: abs(math.log(trained / own)))
+            wanted = None if own < 0.999 * rate else rate
+        opened = open_video(
+            video, self.model.height, self.model.width, fps=wanted, source_fps=source_fps, intrinsics=intrinsics,
+            resampling=resampling,
+        )  # fmt: skip
+        return opened, rate
+
+    def _dream_all(self, given: dict[str, Any], wish: Wish, out: str | os.PathLike[str] | None) -> Any:
+        """Dream one item or a batch; items that are alike are dreamed together."""
+        batch = batch_of(given["image"])
+        if batch is not None and out is not None:
+            raise ValueError("out must be left out for a batch; save each result.")
+        _check_out(out)
+        rows = [given] if batch is None else [row_of(given, index, batch) for index in range(batch)]
+        items = [fit_dream(self.model, row, wish) for row in rows]
+        results: dict[int, VideoResult] = {}
+        for kind in sorted({item.kind for item in items}):
+            numbers = [index for index, item in enumerate(items) if item.kind == kind]
+            alike = [items[index] for index in numbers]
+            with ExitStack() as stack:
+                if alike[0].frames > self.model.lengths[-1]:
+                    stores = [stack.enter_context(FrameStore(out)) for _ in alike]
+                    found = self._follow(alike, wish, stores)
+                else:
+                    found = self._dream(alike, wish)
+                results |= dict(zip(numbers, [_kept(result, out) for result in found], strict=True))
+        return results[0] if batch is None else [results[index] for index in range(batch)]
+
+    def _dream(self, items: Sequence[Dream], wish: Wish) -> list[VideoResult]:
+        """Dream items of one kind, each within a window, together."""
+        fps, asked = rate_for(self.model, wish.fps), items[0].frames
+        length = next(n for n in self.model.lengths if n >= asked)
+        path = stacked([item.path for item in items])
         if path is not None:
-            poses = np.asarray(path, dtype=np.float64)
-            if poses.shape != (batch, CLIP_FRAMES, 4, 4):
-                raise ValueError(f"world_from_camera must be {(batch, CLIP_FRAMES, 4, 4)}, got {poses.shape}.")
-            check_poses("world_from_camera", poses)
-            poses = relative_to(poses, poses[:, :1])
-        slots = np.concatenate([np.repeat(poses[:, :1], 3, axis=1), poses], axis=1).reshape(batch, WINDOW, 4, 4, 4)
-        slots_t = torch.as_tensor(slots[:, :steps], dtype=torch.float32, device=device)
-        matrix_t = torch.as_tensor(matrix, dtype=torch.float32, device=device)
-        known[:, :steps, RAY] = self.codec.rays(slots_t, matrix_t, unit)
-        mask[:, :steps, 2] = 1.0
-        return None if path is None else (poses, np.repeat(matrix[:, None], CLIP_FRAMES, axis=1))
-
-    def _result(
-        self,
-        latents: Tensor,
-        video: Tensor | None,
-        first: Tensor,
-        depths: Tensor | None,
-        unit: Tensor,
-        metric: Tensor,
-    ) -> ClipResult:
-        """Decode a window; what was given comes back as it was given."""
-        colour = self.codec.decode_colour(latents[:, :, COLOUR])[:, 3:]
-        colour[:, 0] = first
-        if video is not None:
-            colour = video
-        depth = self.codec.decode_depth(latents[:, :, DISPARITY], unit)[:, 3:]
-        if depths is not None:
-            span = slice(0, depths.shape[1])
-            depth[:, span] = torch.where(known_depth(depths), depths.clamp(max=FAR_DEPTH), depth[:, span])
-        raymap = unpack_raymap(latents[:, :, RAY], packing="consecutive")
-        # The first picture stands for four frames: the mean of its four raymaps is its own.
-        raymap = torch.cat([raymap[:, :4].mean(dim=1, keepdim=True), raymap[:, 4:]], dim=1).double()
-        pose, intrinsics = decode_raymap(
-            raymap,
-            self.settings.height,
-            self.settings.width,
-            unit=unit.double(),
-            origin_gain=self.settings.origin_gain,
-            principal_point_std=0.0,  # pictures are cropped about their centre
-        )
-        pose = torch.linalg.inv(pose[:, :1]) @ pose
-        return ClipResult(
-            rgb=colour.cpu().numpy(),
-            depth=depth.float().cpu().numpy(),
-            world_from_camera=pose.cpu().numpy(),
-            intrinsics=intrinsics.cpu().numpy(),
-            unit=unit.double().cpu().numpy(),
-            metric=metric.cpu().numpy(),
-        )
-
-    def _pictures(self, name: str, pictures: np.ndarray, frames: int | None) -> Tensor:
-        pictures = np.asarray(pictures)
-        size = (self.settings.height, self.settings.width, 3)
-        wanted = size if frames is None else (frames, *size)
-        if (
-            pictures.ndim != len(wanted) + 1
-            or pictures.shape[1:] != wanted
-            or not len(pictures)
-            or pictures.dtype != np.uint8
-        ):
-            raise ValueError(
-                f"{name} must be uint8 (B, {', '.join(map(str, wanted))}), got {pictures.dtype} {pictures.shape}; "
-                "pictures.fit_picture resizes one picture."
+            path = np.concatenate([path, np.repeat(path[:, -1:], length - asked, axis=1)], axis=1)
+        picture, goal = (stacked([getattr(item, name) for item in items]) for name in ("picture", "goal"))
+        options: dict[str, Any] = {
+            "depth": stacked([item.depth for item in items]),
+            "world_from_camera": path,
+            "intrinsics": stacked([item.intrinsics for item in items]),
+            "seeds": [item.seed for item in items],
+            "fps": fps,
+            "num_frames": length,
+        }
+        if goal is None:
+            clip = self.model.predict(picture, **options)
+        else:
+            assert picture is not None  # checked with the item
+            clip = self.model.plan(picture, goal, goal_depth=stacked([item.goal_depth for item in items]), **options)
+        kept = length if goal is not None and path is None else asked  # the goal is at the end of the window
+        results = []
+        for row, item in enumerate(items):
+            found, smoothed = clip[row], wish.smooth and path is None
+            # A dream is of one camera: the median of what its frames say is steadier than each.
+            matrix = np.median(found.intrinsics, axis=0) if item.intrinsics is None else item.intrinsics
+            camera, covariance = _camera(found.world_from_camera[:kept], matrix, fps, smoothed)
+            result = VideoResult(
+                rgb=found.rgb[:kept],
+                depth=found.depth[:kept],
+                disparity=disparity_of(found.depth[:kept]),
+                path=camera,
+                covariance=covariance,
+                raymap=found.raymap[:kept],
+                unit=float(found.unit),
+                metric=bool(found.metric),
+                fps=fps,
+                notes=item.notes + _length_notes(asked, length, kept),
             )
-        return torch.as_tensor(np.array(pictures, order="C"), device=self.codec.device)
+            results.append(self._looked_at_again(result, item, wish) if wish.post_reconstruction else result)
+        return results
 
-    def _depth(self, name: str, depth: np.ndarray | None, batch: int, *, clip: bool) -> Tensor | None:
-        """Return (B, 1 or, of a `clip`, 17, H, W) float32, 0 where unknown."""
-        if depth is None:
-            return None
-        depth = np.asarray(depth, dtype=np.float32)
-        size = (self.settings.height, self.settings.width)
-        shapes = [(batch, *size), (batch, CLIP_FRAMES, *size)][: 1 + clip]
-        if depth.shape not in shapes:
-            raise ValueError(f"{name} must be {' or '.join(map(str, shapes))}, got {depth.shape}.")
-        depth = np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
-        depth_t = torch.as_tensor(depth, device=self.codec.device)
-        return depth_t[:, None] if depth_t.ndim == 3 else depth_t
+    def _follow(self, items: Sequence[Dream], wish: Wish, stores: Sequence[FrameStore]) -> list[VideoResult]:
+        """Dream along paths of one length that are longer than a window, together."""
+        picture, path, intrinsics, depth = (
+            stacked([getattr(item, name) for item in items]) for name in ("picture", "path", "intrinsics", "depth")
+        )
+        assert picture is not None and path is not None and intrinsics is not None  # checked with the items
+        fps, frames, longest = rate_for(self.model, wish.fps), items[0].frames, self.model.lengths[-1]
+        seeds = [item.seed for item in items]
+        pieces = self.model.follow(
+            picture, world_from_camera=path, intrinsics=intrinsics, depth=depth, seeds=seeds, fps=fps
+        )
+        with tqdm(total=frames, desc="dreaming", unit="frame", disable=not wish.progress) as bar:
+            for piece in pieces:
+                for row, store in enumerate(stores):
+                    store.add(piece.rgb[row], piece.depth[row])
+                bar.update(piece.rgb.shape[1])
+        text = f"{frames} frames are more than the {longest} of a window: each part goes on from the one before."
+        notes = (Note("windowed", text, {"frames": frames, "length": longest}),)
+        results = []
+        for item, store in zip(items, stores, strict=True):
+            assert item.path is not None and item.intrinsics is not None
+            result = VideoResult(
+                **store.arrays(),
+                path=CameraPath(item.path, item.intrinsics),
+                unit=1.0 if item.depth is None else float(self.model.units(item.depth[None])[0]),
+                metric=item.depth is not None,
+                fps=fps,
+                notes=item.notes + notes,
+            )
+            results.append(self._looked_at_again(result, item, wish) if wish.post_reconstruction else result)
+        return results
+
+    def _looked_at_again(self, dream: VideoResult, item: Dream, wish: Wish) -> VideoResult:
+        """Return a dream with the depth and the path that are found in its pictures."""
+        found = self.reconstruct(
+            dream.rgb,
+            source_fps=dream.fps,
+            fps=dream.fps,
+            depth=item.depth if dream.metric else None,
+            intrinsics=dream.path.intrinsics[0],
+            smooth=wish.smooth,
+        )
+        text = "Depth and path were found by looking at the dreamed video again."
+        return replace(found, notes=(*dream.notes, Note("post_reconstruction", text)))
 
 
-def _mean_of_looks(looks: Sequence[ClipResult], path_known: bool) -> ClipResult:
-    """Return the mean of what was found in several looks at one video, all undone; a known path stays as it is."""
-    first, depths = looks[0], [look.depth for look in looks]
-    scale = np.where(first.metric, 1.0, relative_scale(depths))
-    merged = replace(first, depth=mean_depth(depths, scale, first.unit))
-    if path_known:
-        return merged
-    path = mean_path([look.world_from_camera for look in looks], scale)
-    return replace(merged, world_from_camera=path, intrinsics=np.mean([look.intrinsics for look in looks], axis=0))
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, by how it was built
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _check_out(out: str | os.PathLike[str] | None) -> None:
+    """Refuse a folder that a result cannot replace, before hours are spent on the result."""
+    if out is not None:
+        check_replaceable(Path(out).resolve())
+
+
+def _camera_of(
+    video: Any, path: GivenPath, intrinsics: np.ndarray | None, source_fps: float | None
+) -> np.ndarray | None:
+    """Return the intrinsics of a video: those that are given, else those that come with its path."""
+    size = open_video(video, source_fps=source_fps).source_size
+    of_path = intrinsics_of(replace(path, picture_size=path.picture_size or size), *size)
+    if of_path is not None and intrinsics is not None:
+        raise ValueError("intrinsics must be given or be in the path's file, not both.")
+    return intrinsics if of_path is None else of_path
+
+
+def _kept(result: VideoResult, out: str | os.PathLike[str] | None) -> VideoResult:
+    """Save a result where that is wanted."""
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def _camera(
+    poses: np.ndarray, intrinsics: np.ndarray, fps: float, smooth: bool
+) -> tuple[CameraPath, np.ndarray | None]:
+    """Return a path relative to its first pose, and its covariance where it was smoothed."""
+    if not smooth:
+        return CameraPath(relative_to(poses, poses[:1]), intrinsics), None
+    smoothed = smooth_path(poses, rate_hz=fps).from_first()
+    return CameraPath(smoothed.world_from_camera, intrinsics), smoothed.covariance
+
+
+def _length_notes(asked: int, length: int, kept: int) -> tuple[Note, ...]:
+    """Return what a user should know of a window that is longer than what was asked for."""
+    if asked == length:
+        return ()
+    if kept == length:
+        text = f"{asked} frames were asked for; a plan of {length} was made, the next length that the model knows."
+    else:
+        text = f"{asked} frames are fewer than the {length} of a window: what was dreamed after them is dropped."
+    return (Note("padded", text, {"frames": asked, "length": length}),)

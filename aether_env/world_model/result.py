@@ -211,7 +211,7 @@ class VideoResult:
             ValueError: `folder` holds something else.
         """
         target = Path(folder).resolve()
-        _check_replaceable(target)
+        check_replaceable(target)
         with replacing(target) as new:
             self._write(new)
         return target
@@ -376,8 +376,12 @@ def _files_in(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse a folder that holds anything which `save` did not write."""
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything which `save` did not write.
+
+    Raises:
+        ValueError: It does, or it is a file.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

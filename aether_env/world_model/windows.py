@@ -341,6 +341,11 @@ def join_paths(windows: Sequence[np.ndarray], starts: Sequence[int]) -> np.ndarr
     return np.concatenate([*done, joiner.finish()])
 
 
+def later_seed(seed: int, frame: int) -> int:
+    """Return the seed of the window that begins at a later frame: other noise than the first one's."""
+    return int(np.random.SeedSequence([seed, frame]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def scale_between(disparity: np.ndarray, target: np.ndarray) -> float:
     """Return the factor that takes disparity (t, H, W) nearest to another's of the same frames (least squares).
 

@@ -1,9 +1,17 @@
+from dataclasses import fields, replace
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from aether_env.camera import CameraPath, intrinsics_from_fov
+from aether_env.camera import intrinsics_from_fov
 from aether_env.trajectory import smooth_path
-from policies.planner import GoalPlanner, Plan, smoothed_plan
+from aether_env.world_model.clip_model import ClipResult
+from aether_env.world_model.own_clips import OwnClips
+from aether_env.world_model.pipeline import AetherPipeline
+from aether_env.world_model.result import VideoResult
+from policies.planner import GoalPlanner, Plan
 
 HEIGHT, WIDTH = 16, 24
 
@@ -29,9 +37,26 @@ def test_a_plan_is_seventeen_frames_with_a_path_from_where_the_camera_is(planner
     plan = planner.plan(*pair)
     assert plan.rgb.shape == (17, HEIGHT, WIDTH, 3) and plan.rgb.dtype == np.uint8
     assert plan.depth.shape == (17, HEIGHT, WIDTH) and (plan.depth > 0).all()
-    assert len(plan.path) == len(plan.raw_path) == 17 and plan.fps == 12
-    for path in (plan.path, plan.raw_path):
-        np.testing.assert_allclose(path.world_from_camera[0], np.eye(4), atol=1e-9)
+    assert len(plan.path) == 17 and plan.fps == 12
+    np.testing.assert_allclose(plan.path.world_from_camera[0], np.eye(4), atol=1e-9)
+    np.testing.assert_array_equal(plan.goal_pose, plan.path.world_from_camera[-1])
+
+
+def test_a_plan_is_what_the_pipeline_plans_and_can_be_kept_like_any_result(planner, pair, tmp_path):
+    plan, result = planner.plan(*pair, seed=2), planner.pipeline.plan(*pair, seed=2)
+    for field in fields(VideoResult):
+        if field.name != "path":
+            np.testing.assert_array_equal(getattr(plan, field.name), getattr(result, field.name))
+    np.testing.assert_array_equal(plan.path.world_from_camera, result.path.world_from_camera)
+    assert [note.what for note in plan.notes] == ["cropped", "resized"]
+    assert isinstance(plan, Plan) and isinstance(plan, VideoResult)
+    kept = Plan.load(plan.save(tmp_path / "plan"))
+    np.testing.assert_allclose(kept.goal_pose, plan.goal_pose, atol=1e-12)
+
+
+def test_the_goal_pose_is_the_callers_own_copy(planner, pair):
+    plan = planner.plan(*pair)
+    plan.goal_pose[:] = 0
     np.testing.assert_array_equal(plan.goal_pose, plan.path.world_from_camera[-1])
 
 
@@ -72,8 +97,6 @@ def test_planners_of_a_folder_and_of_its_pipeline_agree(planner, pair):
 
 
 def test_files_and_arrays_give_the_same_plan(planner, pair, tmp_path):
-    from PIL import Image
-
     files = [tmp_path / "picture.png", tmp_path / "goal.png"]
     for file, picture in zip(files, pair, strict=True):
         Image.fromarray(picture).save(file)
@@ -113,19 +136,24 @@ def test_bad_input_is_named(planner, pair, change, message):
         planner.plan(**arguments)
 
 
-def test_the_smoothed_path_is_nearer_to_the_truth_than_the_dreamed_one(planner, pair):
-    from dataclasses import replace
+class Shaky(OwnClips):
+    """Plans straight ahead, as a shaking hand would draw it."""
 
-    rng = np.random.default_rng(0)
     truth = np.tile(np.eye(4), (17, 1, 1))
     truth[:, 2, 3] = 0.05 * np.arange(17)
-    noisy = truth.copy()
-    noisy[1:, :3, 3] += rng.normal(0, 0.02, (16, 3))
-    result = planner.pipeline.plan(*(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8),) * 2)[0]
-    plan = smoothed_plan(replace(result, world_from_camera=noisy), fps=12.0)
 
-    def error(path: CameraPath) -> float:
-        return float(np.linalg.norm(path.world_from_camera[:, :3, 3] - truth[:, :3, 3], axis=1).mean())
+    def plan(self, *args: Any, **kwargs: Any) -> ClipResult:
+        shaken = self.truth.copy()
+        shaken[1:, :3, 3] += np.random.default_rng(0).normal(0, 0.02, (16, 3))
+        return replace(super().plan(*args, **kwargs), world_from_camera=shaken[None])
 
-    assert error(plan.path) < 0.8 * error(plan.raw_path)
-    assert smooth_path(noisy).position_std == pytest.approx(0.02, rel=0.5)
+
+def test_the_path_of_a_plan_is_nearer_to_the_truth_than_what_was_dreamed(planner, pair):
+    pipeline = AetherPipeline(Shaky(planner.pipeline.model.parts))
+    dreamed = pipeline.plan(*pair, smooth=False).path.world_from_camera
+
+    def error(poses: np.ndarray) -> float:
+        return float(np.linalg.norm(poses[:, :3, 3] - Shaky.truth[:, :3, 3], axis=1).mean())
+
+    assert error(GoalPlanner(pipeline).plan(*pair).path.world_from_camera) < 0.8 * error(dreamed)
+    assert smooth_path(dreamed).position_std == pytest.approx(0.02, rel=0.5)

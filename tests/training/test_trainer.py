@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aether_env.world_model.checkpoint import load_checkpoint
-from aether_env.world_model.pipeline import AetherPipeline
+from aether_env.world_model.own_clips import OwnClips
 from training.checkpointing import load_run, newest_run, save_run
 from training.config import DataConfig, DecoderConfig, OptimizerConfig, TrainConfig, TransformerConfig
 from training.recipes import RECIPES
@@ -74,13 +74,13 @@ def test_another_run_in_the_same_folder_is_refused(runs, tmp_path):
 
 
 def test_what_a_run_exports_dreams(runs):
-    pipeline = AetherPipeline.from_pretrained(runs / "transformer" / "checkpoint")
+    pipeline = OwnClips.from_checkpoint(runs / "transformer" / "checkpoint")
     result = pipeline.predict(np.zeros((1, 16, 24, 3), np.uint8))
     assert result.rgb.shape == (1, 17, 16, 24, 3) and np.isfinite(result.depth).all()
 
 
 def test_latents_of_the_exported_autoencoder_have_unit_variance(runs):
-    vae = AetherPipeline.from_pretrained(runs / "autoencoder" / "checkpoint").components.vae
+    vae = OwnClips.from_checkpoint(runs / "autoencoder" / "checkpoint").parts.vae
     assert len(vae.config.latents_std) == 16 and min(vae.config.latents_std) > 0
 
 

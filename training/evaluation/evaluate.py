@@ -19,7 +19,7 @@ import tyro
 if TYPE_CHECKING:
     import numpy as np
 
-    from aether_env.world_model.pipeline import AetherPipeline
+    from aether_env.world_model.own_clips import OwnClips
     from aether_env.world_model.rollout import DreamWorld
     from training.evaluation.scores import Scores
     from training.evaluation.summary import Row
@@ -67,7 +67,7 @@ class Subject:
 
     folder: Path
     world: DreamWorld
-    pipeline: AetherPipeline
+    pipeline: OwnClips
     seed: int
     device: str
     clock: Clock = field(default_factory=Clock)
@@ -115,7 +115,7 @@ def evaluate(
     """
     from aether_env.sim import seed_in
     from aether_env.world_model.checkpoint import load_checkpoint, resolve
-    from aether_env.world_model.pipeline import AetherPipeline
+    from aether_env.world_model.own_clips import OwnClips
     from aether_env.world_model.rollout import DreamWorld
     from training.evaluation import report
 
@@ -139,7 +139,7 @@ def evaluate(
     folder = resolve(checkpoint)
     components = load_checkpoint(folder, device)
     subject = Subject(
-        folder, DreamWorld(components, sigmas=step_sigmas), AetherPipeline(components, sigmas=clip_sigmas), seed, device
+        folder, DreamWorld(components, sigmas=step_sigmas), OwnClips(components, sigmas=clip_sigmas), seed, device
     )
     world, pipeline = subject.world, subject.pipeline
     results: dict[str, Any] = {
@@ -184,7 +184,7 @@ def _simulator(
     import numpy as np
     from tqdm import tqdm
 
-    from aether_env.world_model.pipeline import CLIP_FRAMES
+    from aether_env.world_model.own_clips import CLIP_FRAMES
     from training.evaluation import drift, report, scores, vbench
     from training.evaluation.perceptual import LEAST_SIZE, perceptual_distance
     from training.evaluation.running import measure_speed, stays_finite

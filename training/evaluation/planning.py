@@ -14,8 +14,9 @@ from torch import Tensor
 
 from aether_env.camera import interpolate_pose
 from aether_env.metrics import pose_errors
-from aether_env.world_model.pipeline import AetherPipeline, ClipResult
-from policies.planner import smoothed_plan
+from aether_env.trajectory import smooth_path
+from aether_env.world_model.clip_model import ClipResult
+from aether_env.world_model.own_clips import OwnClips
 from training.evaluation.scores import LEAST_MOTION, Scores, autoencode, warp_walk
 from training.evaluation.summary import Row, mean, median
 from training.evaluation.video import SIMILARITIES, kernel_distances, similarities
@@ -33,7 +34,7 @@ PICTURES = (
 """Pictures that are judged: `planning_scores` tells which."""
 
 
-def planning_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores:
+def planning_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
     """Return scores of plans to the clips' last frames, and of navigation along their paths.
 
     Of `PATHS`: the smoothed plan, the plan as dreamed, no motion; and two that know more than a planner: straight
@@ -72,10 +73,7 @@ def _path_scores(plan: ClipResult, walk: Walk, fps: float) -> Scores:
     ahead = np.tile(np.eye(4), (*true.shape[:2], 1, 1))
     ahead[:, 1:, 2, 3] = travelled
     fractions = np.linspace(0, 1, true.shape[1])
-    smoothed = [
-        smoothed_plan(plan[row], fps, intrinsics).path.world_from_camera
-        for row, intrinsics in enumerate(walk.intrinsics)
-    ]
+    smoothed = [smooth_path(path, rate_hz=fps).from_first().world_from_camera for path in plan.world_from_camera]
     straight = [interpolate_pose(pose[0], pose[-1], fractions) for pose in true]
     still = np.broadcast_to(np.eye(4), true.shape)
     paths = (np.stack(smoothed), plan.world_from_camera, still, ahead, np.stack(straight))
@@ -93,7 +91,7 @@ def _path_scores(plan: ClipResult, walk: Walk, fps: float) -> Scores:
     return scores
 
 
-def _picture_scores(pipeline: AetherPipeline, dreams: dict[str, ClipResult], walk: Walk) -> Scores:
+def _picture_scores(pipeline: OwnClips, dreams: dict[str, ClipResult], walk: Walk) -> Scores:
     clips = walk.clips
     decoded = autoencode(pipeline.codec, clips.rgb)
     truth = _at_frames(clips.rgb, walk)

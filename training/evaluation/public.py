@@ -29,7 +29,7 @@ from aether_env.camera import scale_intrinsics
 from aether_env.depth_protocol import BONN, KITTI, SINTEL, Alignment, DepthProtocol, sequence_depth
 from aether_env.disparity import fill_depth
 from aether_env.pictures import fit_picture
-from aether_env.world_model.pipeline import CLIP_FRAMES, AetherPipeline
+from aether_env.world_model.own_clips import CLIP_FRAMES, OwnClips
 from aether_env.world_model.windows import join_disparity, join_paths
 from training.evaluation.datasets import DatasetError, DatasetName, LabelledVideo, open_dataset, windows
 from training.evaluation.scores import PATH_ERRORS, PATH_ROWS, Scores, camera_scores, path_scores
@@ -80,7 +80,7 @@ class Found(NamedTuple):
 
 
 def public_scores(
-    pipeline: AetherPipeline,
+    pipeline: OwnClips,
     name: DatasetName,
     root: str | Path,
     stride: int | None = None,
@@ -147,7 +147,7 @@ def public_scores(
     }  # fmt: skip
 
 
-def reconstruct_video(pipeline: AetherPipeline, video: LabelledVideo, stride: int, seed: int) -> Found:
+def reconstruct_video(pipeline: OwnClips, video: LabelledVideo, stride: int, seed: int) -> Found:
     """Return what the checkpoint finds in a video of any length from its window on.
 
     Args:

@@ -16,8 +16,9 @@ from aether_env.conventions import FRAMES_PER_LATENT
 from aether_env.disparity import fill_depth
 from aether_env.metrics import depth_errors, pose_errors, psnr, ssim
 from aether_env.path_metrics import ate, direction_error, focal_error, fov_error, rpe, scale_error
+from aether_env.world_model.clip_model import ClipResult
 from aether_env.world_model.latents import Codec, at_rest
-from aether_env.world_model.pipeline import AetherPipeline, ClipResult
+from aether_env.world_model.own_clips import OwnClips
 from aether_env.world_model.promise import Frames
 from aether_env.world_model.rollout import DEFAULT_FOV, DreamWorld
 from training.evaluation.baselines import visible_part, warp_first_frame
@@ -177,7 +178,7 @@ def rollout_scores(world: DreamWorld, walk: Walk, seed: int) -> Scores:
     return scores
 
 
-def prediction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores:
+def prediction_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
     """Return scores of one pass over the whole clip, given the first frame, its depth and the path."""
     result = pipeline.predict(
         walk.rgb[:, 0], depth=walk.first_depth, world_from_camera=walk.path, intrinsics=walk.intrinsics,
@@ -188,7 +189,7 @@ def prediction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores
     return pictures | _later_depth_scores("pipeline", _tensor(result.depth[:, 1:], walk), walk)
 
 
-def reconstruction_scores(pipeline: AetherPipeline, walk: Walk, seed: int) -> Scores:
+def reconstruction_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
     """Return errors of depth, path and intrinsics found in the pictures alone, and of the scale given true depth.
 
     Returns:

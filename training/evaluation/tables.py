@@ -28,7 +28,7 @@ import tyro
 from aether_env.sim import ClipPlans, plan_clips, seed_in
 from aether_env.sim.seeds import draw_uniforms
 from aether_env.world_model.checkpoint import Settings
-from aether_env.world_model.pipeline import CLIP_FRAMES
+from aether_env.world_model.own_clips import CLIP_FRAMES
 from training.evaluation.planning import FRAMES as NAVIGATION_FRAMES
 from training.evaluation.vbench import WEIGHTS, weighted_average
 from training.evaluation.walks import WalkSet

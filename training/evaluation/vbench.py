@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from aether_env.visual import write_video
-from aether_env.world_model.pipeline import AetherPipeline
+from aether_env.world_model.own_clips import OwnClips
 from training.evaluation.scores import Scores
 from training.evaluation.summary import Row, mean
 from training.evaluation.walks import Walk
@@ -92,7 +92,7 @@ def vbench_scores(videos: Mapping[str, np.ndarray], fps: float, *, device: str =
     return scores
 
 
-def task_videos(pipeline: AetherPipeline, task: str, walk: Walk, seed: int) -> dict[str, np.ndarray]:
+def task_videos(pipeline: OwnClips, task: str, walk: Walk, seed: int) -> dict[str, np.ndarray]:
     """Return what is shown of clips in the table of a task.
 
     Args:

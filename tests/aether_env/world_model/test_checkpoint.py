@@ -7,9 +7,20 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from aether_env.world_model.checkpoint import (
@@ -121,6 +132,84 @@ def test_shipping_refuses_what_is_too_large_and_keeps_what_was_shipped(tiny_chec
 def test_an_unknown_name_lists_what_there_is():
     with pytest.raises(CheckpointError, match="'nonsense' is neither a bundled one"):
         resolve("nonsense")
+
+
+# --- hub ids, without a network
+
+
+@pytest.fixture
+def hub(tiny_checkpoint, monkeypatch):
+    """A hub that has the tiny checkpoint as "someone/tiny", and tells what it was asked for."""
+    asked = []
+
+    def snapshot_download(repo_id, **given):
+        asked.append({"repo_id": repo_id} | given)
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_hub_id_is_fetched_without_anything_but_json_and_safetensors(hub, tiny_checkpoint):
+    assert resolve("someone/tiny", revision="v1.0") == tiny_checkpoint
+    assert hub[0]["repo_id"] == "someone/tiny" and hub[0]["revision"] == "v1.0"
+    assert hub[0]["allow_patterns"] == ["*.json", "*.safetensors"]
+    assert load_checkpoint("someone/tiny").settings == tiny_components().settings
+
+
+def test_the_patterns_let_through_every_file_of_a_checkpoint_and_no_pickle(hub, tiny_checkpoint):
+    resolve("someone/tiny")
+    files = [path.relative_to(tiny_checkpoint).as_posix() for path in tiny_checkpoint.rglob("*") if path.is_file()]
+    files += ["transformer/pytorch_model.bin", "vae/model.ckpt", "run.py", "picture.png"]
+    fetched = list(filter_repo_objects(files, allow_patterns=hub[0]["allow_patterns"]))
+    assert fetched == files[:-4]
+
+
+ANSWER = SimpleNamespace(headers={}, request=None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RepositoryNotFoundError("404: no such repository", response=ANSWER),
+        RevisionNotFoundError("404: no such revision", response=ANSWER),
+        GatedRepoError("403: its terms were not accepted", response=ANSWER),
+        HFValidationError("a repository is not called like this"),
+        OfflineModeIsEnabled("HF_HUB_OFFLINE is set"),
+        LocalEntryNotFoundError("not in the cache, and there is no network"),
+        ConnectionError("refused"),
+        TimeoutError("too slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_hub_refuses_is_named_with_its_reason(monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    message = f"'someone/else' is no folder here, and could not be fetched from the hub: {error}"
+    with pytest.raises(CheckpointError, match=message):
+        resolve("someone/else")
+
+
+def test_a_folder_goes_before_a_hub_id_of_the_same_name(hub, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    name = folder.relative_to(folder.parent.parent)
+    assert resolve(str(name)) == name and hub == []
+    with pytest.raises(CheckpointError, match="revision must be left out for the folder"):
+        resolve(str(name), revision="main")
+
+
+def test_a_revision_of_a_bundled_checkpoint_is_refused(hub):
+    with pytest.raises(CheckpointError, match="revision must be left out for the folder .*mini"):
+        resolve("mini", revision="main")
+
+
+@pytest.mark.parametrize("name", ["tiny", "a/b/c", "../someone/tiny", "/no/such/folder", "someone/", "some one/tiny"])
+def test_names_that_are_no_hub_ids_are_not_asked_for(hub, name):
+    with pytest.raises(CheckpointError, match="neither a bundled one .* nor a folder nor a hub id"):
+        resolve(name)
+    assert hub == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aether_env.camera import make_pose, se3_exp
-from aether_env.world_model.pipeline import AetherPipeline
+from aether_env.world_model.own_clips import OwnClips
 from tests.tiny import HEIGHT, WIDTH, tiny_components
 from tests.training.evaluation.wall import FRAMES, ToldPipeline, wall_walk
 from training.evaluation.planning import METRICS, PICTURES, planning_scores
@@ -141,7 +141,7 @@ def test_every_metric_has_a_name_of_its_own_and_its_scores(perfect: Scores):
 
 
 def test_a_real_pipeline_is_repeatable_and_a_clip_scores_alone_as_in_a_batch():
-    pipeline, both = AetherPipeline(tiny_components()), wall_walk(HEIGHT, WIDTH)
+    pipeline, both = OwnClips(tiny_components()), wall_walk(HEIGHT, WIDTH)
     clips = {name: value[1:] for name, value in vars(both.clips).items()}
     alone = Walk(clips=replace(both.clips, **clips), other_path=both.other_path[1:], numbers=both.numbers[1:])
     scores = planning_scores(pipeline, both, seed=1)

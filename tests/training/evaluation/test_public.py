@@ -187,10 +187,10 @@ def test_what_is_judged_is_what_the_checkpoint_is_shown(full):
 
 
 def test_a_checkpoint_runs_end_to_end_and_its_noise_depends_on_nothing_but_seed_and_video(tmp_path):
-    from aether_env.world_model.pipeline import AetherPipeline
+    from aether_env.world_model.own_clips import OwnClips
 
     write_tum(tmp_path, num=18)
-    pipeline = AetherPipeline(tiny_components(), sigmas=(1.0, 0.5))  # with one level noise would have no say
+    pipeline = OwnClips(tiny_components(), sigmas=(1.0, 0.5))  # with one level noise would have no say
     first, again, other = (public_scores(pipeline, "tum", tmp_path, seed=s, only=[TUM]) for s in (0, 0, 1))
     assert first == again and first["metrics"]["tum_ate"] != other["metrics"]["tum_ate"]
     assert set(first["metrics"]) == {

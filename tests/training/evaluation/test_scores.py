@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from aether_env.world_model.pipeline import CLIP_FRAMES, AetherPipeline
+from aether_env.world_model.own_clips import CLIP_FRAMES, OwnClips
 from aether_env.world_model.rollout import DreamWorld
 from tests.tiny import tiny_components
 from tests.training.evaluation.wall import DEPTH, FOCAL, PerfectCodec, wall_walk
@@ -155,7 +155,7 @@ def broken():
 def test_dreams_that_are_not_numbers_are_refused_by_name_instead_of_scored(broken):
     walks = WalkSet(2, CLIP_FRAMES, broken.settings)
     walk = walks.draw(np.arange(2))
-    world, pipeline = DreamWorld(broken), AetherPipeline(broken)
+    world, pipeline = DreamWorld(broken), OwnClips(broken)
     with pytest.raises(ValueError, match=r"dreamed depth is NaN or infinite in test clips \[0, 1\]"):
         scores.rollout_scores(world, walk, 0)
     with pytest.raises(ValueError, match="predicted depth is NaN"):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aether_env.sim import SimClips
-from aether_env.world_model.pipeline import ClipResult
+from aether_env.world_model.clip_model import ClipResult
 from training.evaluation.walks import Walk
 
 FRAMES, DEPTH, FOCAL = 17, 3.0, 36.0
@@ -70,6 +70,7 @@ class ToldPipeline:
             depth=walk.clips.depth.numpy(),
             world_from_camera=path,
             intrinsics=walk.clips.intrinsics.double().numpy(),
+            raymap=np.zeros((*rgb.shape[:2], 6, 2, 2), np.float32),
             unit=np.full(batch, DEPTH),
             metric=np.full(batch, metric),
         )

@@ -1,0 +1,267 @@
+"""The commands `aether reconstruct`, `predict` and `plan`; PyTorch is loaded after the arguments are read."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from PIL import Image
+
+if TYPE_CHECKING:
+    from aether_env.camera import Axes, Kind
+    from aether_env.paths import GivenPath
+    from aether_env.world_model.pipeline import AetherPipeline
+    from aether_env.world_model.result import VideoResult
+
+OUTPUTS = Path("outputs")
+"""Where results go unless --out says otherwise."""
+
+_Video = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
+_Image = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
+_Goal = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GOAL")]
+
+
+def reconstruct(
+    video: _Video,
+    out: Path | None = None,
+    model: str = "mini",
+    device: str = "cpu",
+    depth: Path | None = None,
+    depth_scale: float = 1000.0,
+    path: Path | None = None,
+    axes: Literal["opencv", "opengl", "blender", "ros", "unreal"] | None = None,
+    kind: Literal["camera_to_world", "world_to_camera"] = "camera_to_world",
+    horizontal_fov: float | None = None,
+    fps: float | None = None,
+    source_fps: float | None = None,
+    stride: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Find depth and camera path of a video.
+
+    Example: aether reconstruct walk.mp4 --out outputs/walk
+
+    Args:
+        video: Video file, or folder of numbered pictures; of any length, size and rate.
+        out: Folder for the result; default outputs/reconstruct-NAME.
+        model: A bundled name, a folder or a hub id.
+        device: "cpu", "cuda", "cuda:1" ...
+        depth: Depth of the first frame or of all: .npy in metres, or a 16-bit .png of the first.
+        depth_scale: Levels of a .png for one metre.
+        path: The camera's path, where it is known: TUM, KITTI, JSON, .npy or .npz, one pose for each frame.
+        axes: Of that path; default as its format has them, else opencv.
+        kind: Of that path's poses.
+        horizontal_fov: Degrees that the pictures span from left to right, where known.
+        fps: Frames per second to look at.
+        source_fps: Of a folder of pictures.
+        stride: Frames between the beginnings of windows.
+        seed: Of the dream.
+    """
+    given = None if path is None else _read_path(path, axes, kind)
+    target = out or OUTPUTS / f"reconstruct-{video.stem}"
+    with _told_warnings():
+        result = _load(model, device).reconstruct(
+            video,
+            path=given,
+            depth=_read_depth(depth, depth_scale),
+            intrinsics=_intrinsics_of_video(video, horizontal_fov, source_fps),
+            fps=fps,
+            source_fps=source_fps,
+            stride=stride,
+            seed=seed,
+            out=target,
+            progress=True,
+        )
+    _say(result, target)
+
+
+def predict(
+    image: _Image,
+    path: Path | None = None,
+    walk: str | None = None,
+    out: Path | None = None,
+    model: str = "mini",
+    device: str = "cpu",
+    depth: Path | None = None,
+    depth_scale: float = 1000.0,
+    axes: Literal["opencv", "opengl", "blender", "ros", "unreal"] | None = None,
+    kind: Literal["camera_to_world", "world_to_camera"] = "camera_to_world",
+    horizontal_fov: float | None = None,
+    scene_scale: float = 1.0,
+    num_frames: int | None = None,
+    seed: int = 0,
+    post_reconstruction: bool = False,
+) -> None:
+    """Dream what a camera sees that goes on from a picture.
+
+    Example: aether predict room.jpg --walk "forward 1 turn-left 30"
+
+    Args:
+        image: The picture.
+        path: Where the camera goes: TUM, KITTI, JSON (nerfstudio too), .npy or .npz. None of both: the model chooses.
+        walk: The same in words, such as "forward 1 turn-left 30": metres where depth is given, else units (how far
+            away near things are), and degrees.
+        out: Folder for the result; default outputs/predict-NAME.
+        model: A bundled name, a folder or a hub id.
+        device: "cpu", "cuda", "cuda:1" ...
+        depth: Of the picture: .npy in metres or 16-bit .png.
+        depth_scale: Levels of a .png for one metre.
+        axes: Of the path; default as its format has them, else opencv.
+        kind: Of the path's poses.
+        horizontal_fov: Degrees that the picture spans from left to right; 70 are assumed.
+        scene_scale: Factor on the path's lengths.
+        num_frames: Frames of the dream; default what the path has.
+        seed: Of the dream.
+        post_reconstruction: Look at the dream again, and give depth and path that are found in it.
+    """
+    if path is not None and walk is not None:
+        raise ValueError("path and walk must not both be given; each says where the camera goes.")
+    way: Any = None if path is None else _read_path(path, axes, kind)
+    with _told_warnings():
+        pipeline = _load(model, device)
+        if walk is not None:
+            from aether_env.paths import walk_path
+
+            way = walk_path(walk, fps=pipeline.fps)
+        target = out or OUTPUTS / f"predict-{image.stem}"
+        result = pipeline.predict(
+            image,
+            path=way,
+            depth=_read_depth(depth, depth_scale),
+            intrinsics=_intrinsics_of_picture(image, horizontal_fov),
+            scene_scale=scene_scale,
+            num_frames=num_frames,
+            seed=seed,
+            post_reconstruction=post_reconstruction,
+            out=target,
+            progress=True,
+        )
+    _say(result, target)
+
+
+def plan(
+    image: _Image,
+    goal: _Goal,
+    out: Path | None = None,
+    model: str = "mini",
+    device: str = "cpu",
+    depth: Path | None = None,
+    depth_scale: float = 1000.0,
+    horizontal_fov: float | None = None,
+    num_frames: int | None = None,
+    seed: int = 0,
+    post_reconstruction: bool = False,
+) -> None:
+    """Dream the way from a picture to a goal picture, and the camera path with it.
+
+    Example: aether plan here.png there.png
+
+    Args:
+        image: What the camera sees.
+        goal: What it shall see.
+        out: Folder for the result; default outputs/plan-NAME-GOAL.
+        model: A bundled name, a folder or a hub id.
+        device: "cpu", "cuda", "cuda:1" ...
+        depth: Of the image: .npy in metres or 16-bit .png; makes the plan metric.
+        depth_scale: Levels of a .png for one metre.
+        horizontal_fov: Degrees that the pictures span from left to right, where known.
+        num_frames: Frames of the plan.
+        seed: Of the dream: another seed, another way.
+        post_reconstruction: Look at the dream again, and give depth and path that are found in it.
+    """
+    target = out or OUTPUTS / f"plan-{image.stem}-{goal.stem}"
+    with _told_warnings():
+        result = _load(model, device).plan(
+            image,
+            goal,
+            depth=_read_depth(depth, depth_scale),
+            intrinsics=_intrinsics_of_picture(image, horizontal_fov),
+            num_frames=num_frames,
+            seed=seed,
+            post_reconstruction=post_reconstruction,
+            out=target,
+        )
+    _say(result, target)
+
+
+def _load(model: str, device: str) -> AetherPipeline:
+    from aether_env.world_model.pipeline import AetherPipeline
+
+    return AetherPipeline.from_pretrained(model, device)
+
+
+def _read_path(path: Path, axes: Axes | None, kind: Kind) -> GivenPath:
+    from aether_env.paths import read_path
+
+    return read_path(path, axes=axes, kind=kind)
+
+
+def _read_depth(path: Path | None, scale: float) -> np.ndarray | None:
+    """Return depth in metres, (H, W) or (T, H, W); 0 and NaN are unknown."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ValueError(f"depth: there is no file '{path}'.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"depth_scale must be positive and finite, got {scale}.")
+    try:
+        if path.suffix == ".npy":
+            return np.lib.format.open_memmap(path, mode="r")
+        with Image.open(path, formats=("PNG",)) as picture:
+            levels = np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"depth '{path}' is no readable .npy or .png: {error}") from error
+    if levels.ndim != 2 or levels.dtype not in (np.uint16, np.int32):  # the second is older Pillows' for 16 bits
+        raise ValueError(f"depth '{path}' must be a 16-bit grey .png, got {levels.dtype} {levels.shape}.")
+    return (levels / scale).astype(np.float32)
+
+
+def _intrinsics_of_video(video: Path, degrees: float | None, source_fps: float | None) -> np.ndarray | None:
+    from aether_env.videos import open_video
+
+    if degrees is None:
+        return None
+    return _intrinsics(degrees, *open_video(video, source_fps=source_fps).source_size)
+
+
+def _intrinsics_of_picture(image: Path, degrees: float | None) -> np.ndarray | None:
+    from aether_env.pictures import read_picture
+
+    return None if degrees is None else _intrinsics(degrees, *read_picture(image).shape[:2])
+
+
+def _intrinsics(degrees: float, height: int, width: int) -> np.ndarray:
+    from aether_env.camera import intrinsics_from_fov
+
+    if not 0 < degrees < 180:
+        raise ValueError(f"horizontal_fov must be in (0, 180) degrees, got {degrees}.")
+    return intrinsics_from_fov(math.radians(degrees), height, width)
+
+
+@contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Tell what is warned of in a line each, at the end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            print(f"warning: {warning.message}", file=sys.stderr)
+
+
+def _say(result: VideoResult, out: Path) -> None:
+    for note in result.notes:
+        print(f"  {note}")
+    unit = "m" if result.metric else "units"
+    middle = float(np.median(result.depth[0]))
+    print(
+        f"{len(result)} frames of {result.rgb.shape[1]} x {result.rgb.shape[2]} at {result.fps:g} a second, path "
+        f"{result.path.length:.2f} {unit}, median depth of the first {middle:.2f} {unit}: {out}"
+    )
