@@ -316,6 +316,7 @@ def check_range(
     max_turn_rate: float = MAX_TURN_RATE,
     max_extent: float = MAX_EXTENT,
     min_extent: float = MIN_EXTENT,
+    whose: str = "what the model was trained on",
 ) -> PathRange:
     """Warn where a path is outside what the model was trained on, with the numbers and what to do.
 
@@ -330,6 +331,7 @@ def check_range(
         max_turn_rate: Degrees per second.
         max_extent: Units from the first camera.
         min_extent: Units; a path that stands still exactly, or only turns, is not warned of.
+        whose: What these limits are of, for the warning.
 
     Returns:
         What was found, and the factor that helps.
@@ -351,10 +353,10 @@ def check_range(
 
     problems, scale, longer = [], 1.0, ""
     if speed > max_speed:
-        problems.append(f"it moves at up to {speed:.4g} units a second (in training at most {max_speed:g})")
+        problems.append(f"it moves at up to {speed:.4g} units a second (at most {max_speed:g})")
         longer = " or more frames"
     if extent > max_extent:
-        problems.append(f"it goes {extent:.4g} units away from its start (in training at most {max_extent:g})")
+        problems.append(f"it goes {extent:.4g} units away from its start (at most {max_extent:g})")
         longer = ""
     if problems:
         scale = _rounded(min(max_speed / max(speed, 1e-12), max_extent / max(extent, 1e-12)), up=False)
@@ -367,12 +369,12 @@ def check_range(
         )
     if turn_rate > max_turn_rate:
         problems.append(
-            f"it turns at up to {turn_rate:.4g} degrees a second (in training at most {max_turn_rate:g}), which more "
+            f"it turns at up to {turn_rate:.4g} degrees a second (at most {max_turn_rate:g}), which more "
             "frames would mend"
         )
     if problems:
         warnings.warn(
-            f"The camera path is outside what the model was trained on: {'; '.join(problems)}. A unit, how far away "
+            f"The camera path is outside {whose}: {'; '.join(problems)}. A unit, how far away "
             f"near things are, is {unit:g} of the path's lengths; {len(poses)} frames at {fps:g} a second.",
             stacklevel=2,
         )

@@ -279,8 +279,9 @@ class AetherV1:
         # The scheduler draws twice for a step of second order, and drops the first.
         for _ in range(2 if second_order else 1):
             noise = randn_tensor(latents.shape, generators, generators[0].device, latents.dtype)
-        if latents.is_cuda and not noise.is_cuda:
-            noise = noise.pin_memory().to(latents.device, non_blocking=True)
+        if noise.device != latents.device:
+            # Pinned, the copy does not wait for the network.
+            noise = (noise.pin_memory() if latents.is_cuda else noise).to(latents.device, non_blocking=latents.is_cuda)
 
         alphas = scheduler.alphas_cumprod
         alpha, alpha_before = alphas[timestep], None if previous is None else alphas[previous]

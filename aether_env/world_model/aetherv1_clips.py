@@ -20,6 +20,7 @@ from aether_env.conventions import FAR_DEPTH
 from aether_env.files import replacing
 from aether_env.raymap import decode_raymap, encode_raymap_aetherv1
 from aether_env.world_model.aetherv1 import CELL, TRAINED_FPS, TRAINED_FRAMES, AetherV1, AetherV1Clip
+from aether_env.world_model.aetherv1_speed import speed_up
 from aether_env.world_model.checkpoint import PROMPT_FILE
 from aether_env.world_model.clip_model import ClipResult, Piece
 from aether_env.world_model.windows import later_seed
@@ -39,11 +40,14 @@ class AetherV1Clips:
         steps: Sampling steps of every task; None: each task's own (4 for reconstruction, 50 for the others).
         guidance: Of prediction and planning; 1 is none, None the published one.
         progress: Called with (steps done, all steps) while it samples.
+        fast: Compile parts and use memory for speed, see `aetherv1_speed.speed_up`; the same numbers but for rounding.
     """
 
     lengths: tuple[int, ...] = TRAINED_FRAMES
     rates: tuple[float, ...] = tuple(map(float, TRAINED_FPS))
     other_rates = True
+    at_once = 1  # of full size one fills a GPU
+    limits = "the walks of this project's simulator (AetherV1's own limits are not published)"
 
     def __init__(
         self,
@@ -53,9 +57,11 @@ class AetherV1Clips:
         steps: int | None = None,
         guidance: float | None = None,
         progress: Callable[[int, int], None] | None = None,
+        fast: bool = False,
     ):
         config = parts.transformer.config
-        self.parts, self.steps, self.guidance, self.progress = parts, steps, guidance, progress
+        self.parts = speed_up(parts) if fast else parts
+        self.steps, self.guidance, self.progress = steps, guidance, progress
         trained: tuple[int, int] = (config.sample_height * CELL, config.sample_width * CELL)
         self.height, self.width = size or trained
 

@@ -1,7 +1,8 @@
 """AetherV1 faster with the same weights and the same rule: the numbers differ by rounding only.
 
 `speed_up` changes a loaded model in place. Compiling pays from the second clip of a size on: each new size (frames,
-height, width, items in one batch) is compiled when it is first met. docs/aetherv1.md has what was measured.
+height, width, items in one batch) is compiled when it is first met, up to PyTorch's limit of eight
+(`torch._dynamo.config.recompile_limit`); further ones run uncompiled. docs/aetherv1.md has what was measured.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ def speed_up(
 ) -> AetherV1:
     """Make a model that is on its device faster; done once, there is no way back but loading it again.
 
+    The autoencoder is asked untiled for colour and disparity in one batch unless `slicing` or `tiling` say otherwise.
+
     Attention is left to PyTorch, which takes cuDNN's kernel on Hopper, the fastest of its own.
 
     Args:
         model: Changed in place.
         fold_norms: Let the decoder's norms work out scale and shift per latent cell, not per pixel.
         compile_blocks: Compile the transformer's blocks.
-        mode: Of torch.compile; "max-autotune-no-cudagraphs" gains 2 % and compiles for a minute.
+        mode: Of torch.compile; "max-autotune-no-cudagraphs" gains 2 % at most and compiles for a minute.
         backend: Of torch.compile; others than "inductor" are for tests.
 
     Returns:
@@ -40,6 +43,7 @@ def speed_up(
     """
     if fold_norms:
         _fold_norms(model.vae.decoder)
+    model.guidance_in_turn = True  # as quick as both branches in one batch, and one size less to compile
     if compile_blocks:
         blocks = model.transformer.transformer_blocks  # all of one shape: what is compiled for one serves them all
         for block in blocks:

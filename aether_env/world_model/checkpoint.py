@@ -214,9 +214,9 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: There is none, or it can not be fetched.
     """
-    if not str(name):
-        raise CheckpointError('checkpoint must be a bundled name such as "mini", a folder or a hub id, got "".')
-    for folder in (BUNDLED / str(name), Path(name)):
+    # Only a plain name means a bundled checkpoint; "./mini" is a folder.
+    places = [BUNDLED / name] if isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name) else []
+    for folder in (*places, *([Path(name)] if str(name) else [])):
         if folder.is_dir():
             if revision is not None:
                 raise CheckpointError(f"revision must be left out for the folder {folder}; it belongs to a hub id.")

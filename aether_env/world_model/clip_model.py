@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -60,6 +60,12 @@ class ClipModel(Protocol):
     """Frames per second that it was trained at."""
     other_rates: bool
     """Whether it can be asked for other frames per second."""
+    at_once: int
+    """Items that are asked for together, unless told otherwise."""
+    limits: str
+    """How fast and how far cameras may go: whose limits those of `paths.check_range` are."""
+    progress: Callable[[int, int], None] | None
+    """Called with (steps done, all steps) where a window takes many."""
 
     @property
     def components(self) -> dict[str, Any]:

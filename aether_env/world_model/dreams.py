@@ -92,7 +92,8 @@ def fit_dream(model: ClipModel, given: dict[str, Any], wish: Wish) -> Dream:
             of_path = intrinsics_from_fov(np.deg2rad(degrees), model.height, model.width)
         matrix = of_path if matrix is None else matrix
         path = scale_poses(relative_to(path, path[:1]), wish.scene_scale)
-        check_range(path, 1.0 if here.depth is None else float(model.units(here.depth[None])[0]), fps)
+        unit = 1.0 if here.depth is None else float(model.units(here.depth[None])[0])
+        check_range(path, unit, fps, whose=model.limits)
     frames = len(path) if path is not None else longest if wish.num_frames is None else wish.num_frames
     if frames > longest and (path is None or goal is not None or image is None):
         raise ValueError(

@@ -168,6 +168,11 @@ def disparity_of(depth: np.ndarray) -> np.ndarray:
     return np.where(depth < 0.999 * FAR_DEPTH, 1 / depth, 0.0).astype(np.float32)
 
 
+def shows_surface(depth: np.ndarray) -> bool:
+    """Return whether depth is known somewhere, and is not all sky."""
+    return bool((np.isfinite(depth) & (depth > 0) & (depth < 0.999 * FAR_DEPTH)).any())
+
+
 def as_uint8(rgb: np.ndarray) -> np.ndarray:
     """Return pictures of uint8, or of floats in [0, 1], as uint8."""
     return rgb if rgb.dtype == np.uint8 else np.rint(rgb * 255).astype(np.uint8)

@@ -6,7 +6,7 @@ the item's own seed, never on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -58,6 +58,9 @@ class OwnClips:
 
     lengths: tuple[int, ...] = (CLIP_FRAMES,)
     other_rates = False
+    at_once = 8
+    limits = "what the model was trained on"
+    progress: Callable[[int, int], None] | None = None  # never called: a window takes a step or two
 
     def __init__(
         self, parts: Components, *, sigmas: Sequence[float] | None = None, reconstruct_views: int | None = None

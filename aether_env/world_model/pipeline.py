@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -53,14 +53,14 @@ from aether_env.world_model.long_video import (
     disparity_of,
     given_path,
     intrinsics_of,
+    shows_surface,
 )
 from aether_env.world_model.own_clips import OwnClips
 from aether_env.world_model.result import VideoResult, check_replaceable
 from aether_env.world_model.windows import FrameWindow, cut, later_seed, windows_of
 
-BATCH_SIZE = 4
-"""Windows that are looked at together."""
-
+PathOut = str | os.PathLike[str] | None
+"""Where a result goes."""
 _PUBLISHED_PARTS = ("transformer", "vae", "scheduler")
 
 
@@ -91,7 +91,8 @@ class AetherPipeline:
             device: Where the weights go.
             dtype: Of the published checkpoint's weights, default float32; ours are always float32.
             revision: Of a hub id.
-            settings: Of `OwnClips` (sigmas, reconstruct_views) or `AetherV1Clips` (size, steps, guidance, progress).
+            settings: Of `OwnClips` (sigmas, reconstruct_views) or of `AetherV1Clips` (size, steps, guidance, progress,
+                fast).
 
         Raises:
             CheckpointError: There is no such checkpoint, or it can not be used.
@@ -100,7 +101,7 @@ class AetherPipeline:
         _check_device(device)
         folder = resolve(name, revision=revision)
         ours = (folder / SETTINGS_FILE).exists()
-        known = ("sigmas", "reconstruct_views") if ours else ("size", "steps", "guidance", "progress")
+        known = ("sigmas", "reconstruct_views") if ours else ("size", "steps", "guidance", "progress", "fast")
         if foreign := sorted(set(settings) - set(known)):
             raise ValueError(f"{foreign[0]} is no setting of {folder}; it has {', '.join(known)}.")
         if ours:
@@ -120,7 +121,11 @@ class AetherPipeline:
         return cls(AetherV1Clips(parts, **settings))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint, so that `from_pretrained` reads it; whatever fails, a folder that was there stays."""
+        """Write the checkpoint, so that `from_pretrained` reads it; whatever fails, a folder that was there stays.
+
+        Weights of our own layout are stored as int8 and float16, as in the package; those of the published format as
+        they are.
+        """
         self.model.save(Path(folder))
 
     def to(self, device: str | torch.device) -> Self:
@@ -153,11 +158,11 @@ class AetherPipeline:
         fps: float | None = None,
         source_fps: float | None = None,
         stride: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         seed: int = 0,
         smooth: bool = True,
         resampling: Resampling = "area",
-        out: str | os.PathLike[str] | None = None,
+        out: PathOut = None,
         progress: bool = False,
     ) -> VideoResult:
         """Find depth and camera path of a video of any length.
@@ -175,7 +180,7 @@ class AetherPipeline:
                 slower source.
             source_fps: Of arrays and pictures, which do not tell.
             stride: Frames between the beginnings of windows; None: half a window.
-            batch_size: Windows that are looked at together.
+            batch_size: Windows that are looked at together; None: as many as suit the checkpoint.
             seed: Of the dream.
             smooth: Smooth the path (Kalman filter and RTS smoother), with covariance; a known path is left alone.
             resampling: "public" crops and resizes as AETHER's code does.
@@ -188,7 +193,8 @@ class AetherPipeline:
         Raises:
             ValueError: An argument that does not fit, before anything is computed; or the video is damaged.
         """
-        seed, batch_size = checked_seed(seed), checked_whole("batch_size", batch_size, 1)
+        seed = checked_seed(seed)
+        batch_size = self.model.at_once if batch_size is None else checked_whole("batch_size", batch_size, 1)
         longest = self.model.lengths[-1]
         stride = longest // 2 if stride is None else checked_whole("stride", stride, 1, longest - 1)
         _check_out(out)
@@ -197,7 +203,7 @@ class AetherPipeline:
             intrinsics = _camera_of(video, known, intrinsics, source_fps)
         opened, rate = self._open(video, intrinsics, fps, source_fps, resampling)
         truth = VideoTruth(opened, known, depth)
-        with FrameStore(out) as frames:
+        with FrameStore(out) as frames, _sampling_bar(self.model, progress):
             joined = JoinedWindows(frames)
             bar = tqdm(opened, desc="reconstructing", unit="frame", total=opened.expected_frames, disable=not progress)
             windows = windows_of(bar, self.model.lengths, stride)
@@ -267,7 +273,7 @@ class AetherPipeline:
         smooth: bool = True,
         post_reconstruction: bool = False,
         resampling: Resampling = "area",
-        out: str | os.PathLike[str] | None = None,
+        out: PathOut = None,
         progress: bool = False,
     ) -> Any:
         """Dream what follows a picture, along a path or along one of the model's own.
@@ -289,7 +295,7 @@ class AetherPipeline:
                 the public demo does.
             resampling: As in `reconstruct`.
             out: Folder for the result, of a single picture.
-            progress: Show a bar, where the path is longer than a window.
+            progress: Show a bar, where the path is longer than a window or the checkpoint takes many steps.
 
         Returns:
             A VideoResult, or a list of them for a batch.
@@ -319,7 +325,8 @@ class AetherPipeline:
         smooth: bool = True,
         post_reconstruction: bool = False,
         resampling: Resampling = "area",
-        out: str | os.PathLike[str] | None = None,
+        out: PathOut = None,
+        progress: bool = False,
     ) -> Any:
         """Dream the way from a picture to a goal picture, and the camera's path with it.
 
@@ -327,7 +334,8 @@ class AetherPipeline:
             image: As in `predict`; a batch too.
             goal: What the camera shall see at the end: a picture of any size, or as many as images.
             path: The way, where it is wanted; at most the longest window's length.
-            num_frames: Frames of the plan; default the path's, else the longest window.
+            num_frames: Frames of the plan at least; default the path's, else the longest window. Without a path it has
+                the next length that the checkpoint knows.
             depth: (H, W) metres of the image; makes the plan metric.
             goal_depth: (H, W) metres of the goal, only with `depth`, where the checkpoint takes it.
             intrinsics: (3, 3) pixels of the image, where known; the goal is of the same camera.
@@ -338,6 +346,7 @@ class AetherPipeline:
             post_reconstruction: As in `predict`.
             resampling: As in `reconstruct`.
             out: Folder for the result, of a single plan.
+            progress: Show a bar, where the checkpoint takes many steps.
 
         Returns:
             A VideoResult, or a list of them for a batch; `to_poses` gives a robot's poses.
@@ -348,7 +357,7 @@ class AetherPipeline:
         given = {"image": image, "path": path, "depth": depth, "intrinsics": intrinsics, "seed": seed}
         return self._dream_all(
             given | {"goal": goal, "goal_depth": goal_depth},
-            Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, False),
+            Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, progress),
             out,
         )
 
@@ -376,7 +385,7 @@ class AetherPipeline:
         )  # fmt: skip
         return opened, rate
 
-    def _dream_all(self, given: dict[str, Any], wish: Wish, out: str | os.PathLike[str] | None) -> Any:
+    def _dream_all(self, given: dict[str, Any], wish: Wish, out: PathOut) -> Any:
         """Dream one item or a batch; items that are alike are dreamed together."""
         batch = batch_of(given["image"])
         if batch is not None and out is not None:
@@ -386,18 +395,21 @@ class AetherPipeline:
         items = [fit_dream(self.model, row, wish) for row in rows]
         results: dict[int, VideoResult] = {}
         for kind in sorted({item.kind for item in items}):
-            numbers = [index for index, item in enumerate(items) if item.kind == kind]
-            alike = [items[index] for index in numbers]
-            with ExitStack() as stack:
-                if alike[0].frames > self.model.lengths[-1]:
-                    stores = [stack.enter_context(FrameStore(out)) for _ in alike]
-                    found = self._follow(alike, wish, stores)
-                else:
-                    found = self._dream(alike, wish)
-                results |= dict(zip(numbers, [_kept(result, out) for result in found], strict=True))
+            of_kind = [index for index, item in enumerate(items) if item.kind == kind]
+            for first in range(0, len(of_kind), self.model.at_once):
+                numbers = of_kind[first : first + self.model.at_once]
+                alike = [items[index] for index in numbers]
+                with ExitStack() as stack:
+                    stack.enter_context(_sampling_bar(self.model, wish.progress))
+                    if alike[0].frames > self.model.lengths[-1]:
+                        stores = [stack.enter_context(FrameStore(out)) for _ in alike]
+                        found = self._follow(alike, wish, stores, out)
+                    else:
+                        found = self._dream(alike, wish, out)
+                    results |= dict(zip(numbers, [_kept(result, out) for result in found], strict=True))
         return results[0] if batch is None else [results[index] for index in range(batch)]
 
-    def _dream(self, items: Sequence[Dream], wish: Wish) -> list[VideoResult]:
+    def _dream(self, items: Sequence[Dream], wish: Wish, out: PathOut) -> list[VideoResult]:
         """Dream items of one kind, each within a window, together."""
         fps, asked = rate_for(self.model, wish.fps), items[0].frames
         length = next(n for n in self.model.lengths if n >= asked)
@@ -437,10 +449,12 @@ class AetherPipeline:
                 fps=fps,
                 notes=item.notes + _length_notes(asked, length, kept),
             )
-            results.append(self._looked_at_again(result, item, wish) if wish.post_reconstruction else result)
+            results.append(self._looked_at_again(result, item, wish, out) if wish.post_reconstruction else result)
         return results
 
-    def _follow(self, items: Sequence[Dream], wish: Wish, stores: Sequence[FrameStore]) -> list[VideoResult]:
+    def _follow(
+        self, items: Sequence[Dream], wish: Wish, stores: Sequence[FrameStore], out: PathOut
+    ) -> list[VideoResult]:
         """Dream along paths of one length that are longer than a window, together."""
         picture, path, intrinsics, depth = (
             stacked([getattr(item, name) for item in items]) for name in ("picture", "path", "intrinsics", "depth")
@@ -465,14 +479,14 @@ class AetherPipeline:
                 **store.arrays(),
                 path=CameraPath(item.path, item.intrinsics),
                 unit=1.0 if item.depth is None else float(self.model.units(item.depth[None])[0]),
-                metric=item.depth is not None,
+                metric=item.depth is not None and shows_surface(item.depth),
                 fps=fps,
                 notes=item.notes + notes,
             )
-            results.append(self._looked_at_again(result, item, wish) if wish.post_reconstruction else result)
+            results.append(self._looked_at_again(result, item, wish, out) if wish.post_reconstruction else result)
         return results
 
-    def _looked_at_again(self, dream: VideoResult, item: Dream, wish: Wish) -> VideoResult:
+    def _looked_at_again(self, dream: VideoResult, item: Dream, wish: Wish, out: PathOut) -> VideoResult:
         """Return a dream with the depth and the path that are found in its pictures."""
         found = self.reconstruct(
             dream.rgb,
@@ -481,6 +495,8 @@ class AetherPipeline:
             depth=item.depth if dream.metric else None,
             intrinsics=dream.path.intrinsics[0],
             smooth=wish.smooth,
+            out=out,  # where it is replaced by the whole result
+            progress=wish.progress,
         )
         text = "Depth and path were found by looking at the dreamed video again."
         return replace(found, notes=(*dream.notes, Note("post_reconstruction", text)))
@@ -493,7 +509,7 @@ def _check_device(device: str | torch.device) -> None:
         raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _check_out(out: str | os.PathLike[str] | None) -> None:
+def _check_out(out: PathOut) -> None:
     """Refuse a folder that a result cannot replace, before hours are spent on the result."""
     if out is not None:
         check_replaceable(Path(out).resolve())
@@ -510,7 +526,30 @@ def _camera_of(
     return intrinsics if of_path is None else of_path
 
 
-def _kept(result: VideoResult, out: str | os.PathLike[str] | None) -> VideoResult:
+@contextmanager
+def _sampling_bar(model: ClipModel, show: bool) -> Iterator[None]:
+    """Show a bar while a model takes its steps; a callback of the user's own goes before."""
+    if not show or model.progress is not None:
+        yield
+        return
+    bar = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or done == 1:
+            bar = tqdm(total=total, desc="sampling", unit="step", leave=False)
+        bar.update()
+        if done == total:
+            bar.close()
+
+    model.progress = tell
+    try:
+        yield
+    finally:
+        model.progress = None
+
+
+def _kept(result: VideoResult, out: PathOut) -> VideoResult:
     """Save a result where that is wanted."""
     if out is not None:
         result.save(out)

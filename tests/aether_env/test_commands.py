@@ -71,6 +71,27 @@ def test_predict_follows_a_walk_in_words(desk, capsys):
     assert summary.endswith("outputs/predict-here")
 
 
+def test_plan_follows_a_walk_to_the_goal(desk, capsys):
+    words = ["plan", "here.png", "there.png", "--walk", "forward 0.5", "--num-frames", "12", "--model", "tiny"]
+    assert main(words) == 0
+    path = VideoResult.load("outputs/plan-here-there").path
+    assert len(path) == 12
+    np.testing.assert_allclose(path.world_from_camera[-1, :3, 3], [0, 0, 0.5], atol=1e-9)
+
+
+def test_the_published_checkpoint_runs_by_command_with_its_own_settings(desk, capsys):
+    published = Path(__file__).parents[1] / "goldens" / "aetherv1" / "tiny_checkpoint"
+    words = ["predict", "here.png", "--model", str(published), "--steps", "2", "--num-frames", "17"]
+    assert main([*words, "--dtype", "float32"]) == 0
+    assert len(VideoResult.load("outputs/predict-here")) == 17
+    assert "sampling:   0%" in (error := capsys.readouterr().err) and "/2 " in error
+
+
+def test_a_path_that_is_too_fast_is_told_before_the_dream(desk, capsys):
+    assert main(["predict", "here.png", "--walk", "forward 3", "--num-frames", "9", "--model", "tiny"]) == 0
+    assert "warning: The camera path is outside what the model was trained on" in capsys.readouterr().err
+
+
 def test_plan_takes_seed_and_depth(desk, capsys):
     depth = np.random.default_rng(1).uniform(1, 5, (32, 48)).astype(np.float32)
     np.save("depth.npy", depth)
@@ -179,6 +200,8 @@ def test_what_is_warned_of_is_told_in_one_line_at_the_end(desk, capsys):
         ("reconstruct walk --seed -1", "seed must be a whole number"),
         ("reconstruct walk --out .", "is not a saved result; choose a new folder"),
         ("predict missing.png", "there is no file 'missing.png'"),
+        ("predict here.png --model tiny --steps 4", "steps is no setting of tiny"),
+        ("predict here.png --model tiny --dtype bfloat16", "dtype must be float32 for tiny"),
         ("predict notes.txt", "image 'notes.txt' is not a readable PNG, JPEG, WebP or BMP picture"),
         ("predict here.png --path p.tum --walk forward", "path and walk must not both be given"),
         ("predict here.png --walk dance", "a walk has no word 'dance'"),

@@ -375,7 +375,7 @@ def test_a_path_in_other_lengths_warns_with_the_numbers_and_what_helps(factor):
     # 0.6 metres a second, where training knows 1.5.
     assert found.speed == pytest.approx(0.6 * factor) and found.extent == pytest.approx(factor)
     message = str(caught[0].message)
-    assert f"{0.6 * factor:g} units a second (in training at most 1.5)" in message
+    assert f"{0.6 * factor:g} units a second (at most 1.5)" in message
     assert f"scene_scale={found.scene_scale:g}" in message and caught[0].filename == __file__
     assert 0 < found.scene_scale <= min(2.5 / factor, 5.5 / factor)
     with warnings.catch_warnings():
@@ -398,9 +398,7 @@ def test_a_camera_whose_motion_cannot_be_seen_warns():
 
 
 def test_a_turn_that_is_too_fast_warns_and_names_no_scale():
-    with pytest.warns(
-        UserWarning, match=r"120 degrees a second \(in training at most 78\), which more frames"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"120 degrees a second \(at most 78\), which more frames") as caught:
         found = check_range(walk_path("turn-left 60", turn_rate=120))
     assert found.scene_scale == 1.0 and found.turn_rate == pytest.approx(120)
     assert "scene_scale" not in str(caught[0].message)

@@ -24,6 +24,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from aether_env.world_model.checkpoint import (
+    BUNDLED,
     PROMPT_FILE,
     SETTINGS_FILE,
     WEIGHTS_FILE,
@@ -198,6 +199,17 @@ def test_a_folder_goes_before_a_hub_id_of_the_same_name(hub, folder, monkeypatch
     assert resolve(str(name)) == name and hub == []
     with pytest.raises(CheckpointError, match="revision must be left out for the folder"):
         resolve(str(name), revision="main")
+
+
+def test_only_a_plain_name_is_a_bundled_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("mini") == BUNDLED / "mini"
+    assert resolve("./mini") == Path("mini") == resolve(Path("mini"))
+    assert resolve(".") == Path(".")
+    for name in ("", "mini/transformer/../nothing"):
+        with pytest.raises(CheckpointError, match="neither a bundled one"):
+            resolve(name)
 
 
 def test_a_revision_of_a_bundled_checkpoint_is_refused(hub):

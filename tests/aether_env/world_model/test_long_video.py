@@ -43,6 +43,7 @@ class Seer:
     """
 
     height, width, lengths, rates, other_rates = 16, 24, (9, 17), (12.0,), False
+    at_once, limits, progress = 4, "any", None
 
     def __init__(self, num: int):
         self.poses = walk_through_a_room(num)

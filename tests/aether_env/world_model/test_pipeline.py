@@ -23,6 +23,7 @@ from aether_env.camera import (
     scale_poses,
     se3_exp,
 )
+from aether_env.conventions import FAR_DEPTH
 from aether_env.paths import GivenPath, read_path, walk_path
 from aether_env.pictures import fit_picture
 from aether_env.trajectory import smooth_path
@@ -685,6 +686,33 @@ def test_a_plan_without_a_path_has_the_next_length_that_the_model_knows_and_says
     assert len(plan) == made
     assert [n.numbers for n in plan.notes] == ([] if asked == made else [{"frames": asked, "length": made}])
     assert all(f"a plan of {made} was made" in n.text for n in plan.notes)
+
+
+def test_a_large_batch_is_dreamed_in_parts(own, monkeypatch):
+    images = pictures(own, 3)
+    together = own.predict(images, seed=[0, 1, 2])
+    monkeypatch.setattr(own.model, "at_once", 2)
+    asked, predict = [], own.model.predict
+    monkeypatch.setattr(own.model, "predict", lambda p, **given: asked.append(len(p)) or predict(p, **given))
+    for part, whole in zip(own.predict(images, seed=[0, 1, 2]), together, strict=True):
+        np.testing.assert_allclose(part.depth, whole.depth, rtol=1e-4)
+    assert asked == [2, 1]
+
+
+def test_a_picture_of_nothing_but_sky_gives_no_metres(pipeline):
+    depth = np.full((pipeline.model.height, pipeline.model.width), FAR_DEPTH)
+    for frames in (17, pipeline.model.lengths[-1] + 1):
+        result = pipeline.predict(pictures(pipeline, 1)[0], path=curve(frames), depth=depth)
+        assert not result.metric and result.unit == 1
+
+
+def test_a_fast_checkpoint_gives_the_same_dream(aetherv1, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)  # compiled: test_aetherv1_speed.py
+    fast = AetherPipeline.from_pretrained(TINY_AETHERV1, size=(16, 32), steps=1, guidance=1.0, fast=True)
+    picture = pictures(aetherv1, 1)[0]
+    found, expected = (p.predict(picture, num_frames=17, smooth=False) for p in (fast, aetherv1))
+    np.testing.assert_allclose(found.depth, expected.depth, rtol=1e-3)
+    np.testing.assert_allclose(found.raymap, expected.raymap, atol=1e-4)
 
 
 def test_depth_of_the_goal_matters_where_the_model_takes_it(own):
