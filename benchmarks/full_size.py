@@ -1,7 +1,7 @@
 """Time, memory and rounding of AetherV1 at its full size, with random weights: the public code's way and the fast way.
 
     python benchmarks/full_size.py --out full_size.json             # about 7 minutes on one H100
-    python benchmarks/full_size.py --tiny --device cpu --backend aot_eager --out tiny.json
+    python benchmarks/full_size.py --device cpu                     # toy size, to see that every row works
 
 The public way: eager, the autoencoder sliced and tiled, both branches of guidance in one batch. Each
 row is printed and saved as soon as it is measured; a row that fails is kept with its error. "difference" is the
@@ -189,7 +189,7 @@ class Report:
 
 
 def main(
-    device: str = "cuda:0",
+    device: str | None = None,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     tiny: bool = False,
     num_frames: int = 41,
@@ -203,7 +203,7 @@ def main(
     """Print the table.
 
     Args:
-        device: "cuda:0" or "cpu".
+        device: "cuda:0" or "cpu"; None takes a GPU where there is one, else shows the toy size on the CPU.
         dtype: Of transformer and autoencoder.
         tiny: Toy size, to see that every row works.
         num_frames: Frames of a clip, 8 k + 1.
@@ -215,6 +215,11 @@ def main(
         out: JSON file for the rows.
     """
     started = time.perf_counter()
+    if device is None:
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not tiny:
+        print("No GPU: toy size on the CPU, which says nothing about speed.")
+        tiny, dtype, backend = True, "float32", "aot_eager"
     sizes = TINY if tiny else FULL
     config = sizes["transformer"]
     height, width = config["sample_height"] * CELL, config["sample_width"] * CELL
