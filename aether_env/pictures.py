@@ -143,6 +143,11 @@ def checked_depth(depth: Any, height: int, width: int) -> np.ndarray:
     return array.astype(np.float32)
 
 
+def as_uint8(rgb: np.ndarray) -> np.ndarray:
+    """Return pictures of uint8, or of floats in [0, 1], as uint8."""
+    return rgb if rgb.dtype == np.uint8 else np.rint(rgb * 255).astype(np.uint8)
+
+
 def inverse_depth_levels(depth: np.ndarray, near: float) -> np.ndarray:
     """Return round(255 * sqrt(near / depth)), uint8, same shape; nearer than `near` is 255.
 

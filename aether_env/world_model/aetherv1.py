@@ -28,7 +28,6 @@ from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from aether_env.conventions import FRAMES_PER_LATENT
 from aether_env.raymap import pack_raymap, unpack_raymap
@@ -442,28 +441,6 @@ def rotary_aetherv1(
     ]
     cos, sin = (torch.cat([part[i] for part in parts], dim=-1).to(device) for i in (0, 1))
     return cos, sin
-
-
-def fit_nearest(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Crop pictures (..., H, W) around their centre and take nearest pixels, as the public code does with arrays.
-
-    For comparisons with it; everything else looks better after a filter.
-
-    Args:
-        pictures: (B, ..., 3, H, W).
-        height: Wanted rows.
-        width: Wanted columns.
-
-    Returns:
-        (B, ..., 3, height, width).
-    """
-    rows, columns = pictures.shape[-2:]
-    # The order of these products is the public code's: it decides which way they round.
-    taller = height / width > rows / columns
-    keep_rows, keep_columns = (rows, rows / height * width) if taller else (columns / width * height, columns)
-    top, left = int((rows - keep_rows) / 2), int((columns - keep_columns) / 2)
-    cropped = pictures[..., top : top + max(1, int(keep_rows)), left : left + max(1, int(keep_columns))]
-    return interpolate(cropped.flatten(0, -4), (height, width)).unflatten(0, pictures.shape[:-3])
 
 
 def load_aetherv1(

@@ -18,6 +18,7 @@ from torch import Tensor
 from aether_env.camera import check_intrinsics, check_poses, relative_to
 from aether_env.conventions import FAR_DEPTH
 from aether_env.files import replacing
+from aether_env.pictures import as_uint8
 from aether_env.raymap import decode_raymap, encode_raymap_aetherv1
 from aether_env.world_model.aetherv1 import CELL, TRAINED_FPS, TRAINED_FRAMES, AetherV1, AetherV1Clip
 from aether_env.world_model.aetherv1_speed import speed_up
@@ -64,6 +65,7 @@ class AetherV1Clips:
         self.steps, self.guidance, self.progress = steps, guidance, progress
         trained: tuple[int, int] = (config.sample_height * CELL, config.sample_width * CELL)
         self.height, self.width = size or trained
+        self.raymap_hw: tuple[int, int] | None = (self.height // CELL, self.width // CELL)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class AetherV1Clips:
         intrinsics: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
         fps: float | None = None,
+        raymap: np.ndarray | None = None,
     ) -> ClipResult:
         """Find depth and path of a video.
 
@@ -111,12 +114,13 @@ class AetherV1Clips:
             intrinsics: (B, 3, 3) pixels; only with `world_from_camera`, the model dreams them otherwise.
             seeds: B integers; default 0.
             fps: Default 12.
+            raymap: (B, T, 6, h, w) in place of a path, as `encode_raymap_aetherv1` makes it.
 
         Raises:
             ValueError: A wrong shape or type, a pose that is not rigid, or a path without intrinsics.
         """
         first_depth = None if depth is None else np.asarray(depth)[:, 0] if np.ndim(depth) == 4 else np.asarray(depth)
-        return self._ask(len(video), first_depth, world_from_camera, intrinsics, seeds, fps, None, video=video)
+        return self._ask(len(video), first_depth, world_from_camera, intrinsics, raymap, seeds, fps, None, video=video)
 
     def predict(
         self,
@@ -128,6 +132,7 @@ class AetherV1Clips:
         seeds: Sequence[int] | None = None,
         fps: float | None = None,
         num_frames: int | None = None,
+        raymap: np.ndarray | None = None,
     ) -> ClipResult:
         """Dream what follows a picture, along a path or freely; without a picture, from the path alone or nothing.
 
@@ -139,13 +144,14 @@ class AetherV1Clips:
             seeds: B integers; default 0.
             fps: Default 12.
             num_frames: T; default the path's, else 41.
+            raymap: As in `reconstruct`.
 
         Raises:
             ValueError: As `reconstruct`.
         """
-        given = (picture, world_from_camera, seeds)
+        given = (picture, world_from_camera, raymap, seeds)
         batch = next((len(some) for some in given if some is not None), 1)
-        return self._ask(batch, depth, world_from_camera, intrinsics, seeds, fps, num_frames, image=picture)
+        return self._ask(batch, depth, world_from_camera, intrinsics, raymap, seeds, fps, num_frames, image=picture)
 
     def plan(
         self,
@@ -159,6 +165,7 @@ class AetherV1Clips:
         seeds: Sequence[int] | None = None,
         fps: float | None = None,
         num_frames: int | None = None,
+        raymap: np.ndarray | None = None,
     ) -> ClipResult:
         """Dream the way from a picture to a goal picture: as `predict`, with the goal (B, H, W, 3) at the end.
 
@@ -170,7 +177,7 @@ class AetherV1Clips:
         if len(goal) != len(picture):
             raise ValueError(f"goal has {len(goal)} items, picture has {len(picture)}; give one goal for each.")
         return self._ask(
-            len(picture), depth, world_from_camera, intrinsics, seeds, fps, num_frames, image=picture, goal=goal
+            len(picture), depth, world_from_camera, intrinsics, raymap, seeds, fps, num_frames, image=picture, goal=goal
         )
 
     def follow(
@@ -222,6 +229,7 @@ class AetherV1Clips:
         depth: np.ndarray | None,
         path: np.ndarray | None,
         intrinsics: np.ndarray | None,
+        raymap: np.ndarray | None,
         seeds: Sequence[int] | None,
         fps: float | None,
         num_frames: int | None,
@@ -235,16 +243,18 @@ class AetherV1Clips:
             raise ValueError(f"depth must be {(batch, self.height, self.width)}, got {depth.shape}.")
         unit = np.ones(batch) if depth is None else self.units(depth)
         camera = None if path is None else _checked_camera(path, intrinsics, batch)
-        raymap = None
+        if camera is not None and raymap is not None:
+            raise ValueError("raymap must be left out where world_from_camera is given: they say the same.")
+        rays = None if raymap is None else torch.from_numpy(np.array(raymap, np.float32))
         if camera is not None:
             poses, matrix = (torch.from_numpy(array) for array in camera)
             dmax = 1 / torch.from_numpy(unit)
-            raymap = encode_raymap_aetherv1(poses, matrix, self.height, self.width, dmax=dmax).float()
+            rays = encode_raymap_aetherv1(poses, matrix, self.height, self.width, dmax=dmax).float()
         shown = {name: self._pictures(name, some) for name, some in pictures.items() if some is not None}
         clip = self.parts(
             [torch.Generator().manual_seed(int(seed)) for seed in seeds],
-            **{name: some.movedim(-1, -3) / 255 for name, some in shown.items()},
-            raymap=raymap,
+            **{name: some.movedim(-1, -3) / (255 if some.dtype == torch.uint8 else 1) for name, some in shown.items()},
+            raymap=rays,
             num_frames=num_frames,
             size=(self.height, self.width),
             fps=12.0 if fps is None else fps,
@@ -265,9 +275,9 @@ class AetherV1Clips:
         """Return it in our conventions."""
         rgb = (clip.rgb.movedim(2, -1) * 255).round().to(torch.uint8).cpu().numpy()
         if "image" in shown:
-            rgb[:, 0] = shown["image"].cpu().numpy()
+            rgb[:, 0] = as_uint8(shown["image"].numpy())
         if "video" in shown:
-            rgb = shown["video"].cpu().numpy()
+            rgb = as_uint8(shown["video"].numpy())
         found = 1 / clip.disparity.double().clamp(LEAST_DISPARITY, 1).cpu().numpy()
         metric = np.zeros(len(rgb), bool)
         scale = unit
@@ -291,14 +301,18 @@ class AetherV1Clips:
             raymap=clip.raymap.cpu().numpy(),
             unit=lengths[:, 0, 0, 0],
             metric=metric.astype(bool),
+            model_rgb=clip.rgb,
+            model_disparity=clip.disparity,
         )
 
     def _pictures(self, name: str, pictures: np.ndarray) -> Tensor:
         array = np.asarray(pictures)
-        if array.dtype != np.uint8 or array.ndim != 4 + (name == "video") or array.shape[-3:-1] != self.size:
+        kinds = (np.uint8, np.float32)
+        frames = "T, " if name == "video" else ""
+        if array.dtype not in kinds or array.ndim != 4 + (name == "video") or array.shape[-3:] != (*self.size, 3):
             raise ValueError(
-                f"{name} must be uint8 (B, {'T, ' if name == 'video' else ''}{self.height}, {self.width}, 3), got "
-                f"{array.dtype} {array.shape}; pictures.fit_picture resizes one picture."
+                f"{name} must be uint8 or float32 (B, {frames}{self.height}, {self.width}, 3), "
+                f"got {array.dtype} {array.shape}; pictures.fit_picture resizes one picture."
             )
         return torch.from_numpy(np.array(array, order="C"))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,14 @@ class ClipResult:
     """(B,) float64: metres of one unit, 1 where not metric."""
     metric: np.ndarray
     """(B,) bool: scale was known from depth."""
+    model_rgb: Tensor | None = None
+    """(B, T, 3, H, W) in [0, 1] as the model said it, also of given pictures, where it tells."""
+    model_disparity: Tensor | None = None
+    """(B, T, H, W) as the model said it, before it was cut off and scaled, where it tells."""
 
     def __getitem__(self, rows: Any) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        told = {f.name: value[rows] for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **told)
 
 
 class Piece(NamedTuple):
@@ -46,8 +52,9 @@ class Piece(NamedTuple):
 class ClipModel(Protocol):
     """A checkpoint as functions of batches. What each item becomes depends on it and its own seed alone.
 
-    Shapes: pictures are uint8 (B, H, W, 3), videos (B, T, H, W, 3) with T one of `lengths`, depth is (B, H, W) or
-    (B, T, H, W) metres and NaN where unknown, paths (B, T, 4, 4), intrinsics (B, 3, 3) pixels.
+    Shapes: pictures are (B, H, W, 3), videos (B, T, H, W, 3) with T one of `lengths`, both uint8 or float32 in [0, 1];
+    depth is (B, H, W) or (B, T, H, W) metres and NaN where unknown, paths (B, T, 4, 4), intrinsics (B, 3, 3) pixels,
+    raymaps (B, T, 6, h, w) with h, w of `raymap_hw`.
     """
 
     height: int
@@ -58,6 +65,8 @@ class ClipModel(Protocol):
     """Frames that a window may have, rising."""
     rates: tuple[float, ...]
     """Frames per second that it was trained at."""
+    raymap_hw: tuple[int, int] | None
+    """Cells of a raymap; the tasks then take `raymap` in place of a path. None where they do not."""
     other_rates: bool
     """Whether it can be asked for other frames per second."""
     at_once: int

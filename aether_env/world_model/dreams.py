@@ -16,7 +16,7 @@ from aether_env.pictures import DEFAULT_HORIZONTAL_FOV, read_picture
 from aether_env.videos import Note, Resampling, open_video
 from aether_env.world_model.clip_model import ClipModel
 from aether_env.world_model.conditions import checked_fps
-from aether_env.world_model.long_video import PathLike, as_uint8, fitted_depth, given_path, intrinsics_of
+from aether_env.world_model.long_video import PathLike, fitted_depth, given_path, intrinsics_of
 
 
 class Wish(NamedTuple):
@@ -50,6 +50,8 @@ class Dream:
     goal_depth: np.ndarray | None
     path: np.ndarray | None
     """(T, 4, 4) relative to the first."""
+    raymap: np.ndarray | None
+    """(T, 6, h, w) in place of a path."""
     intrinsics: np.ndarray | None
     """(3, 3), where known or assumed."""
     frames: int
@@ -59,7 +61,7 @@ class Dream:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What items must have in common to be dreamed together."""
-        parts = (self.picture, self.goal, self.depth, self.goal_depth, self.path, self.intrinsics)
+        parts = (self.picture, self.goal, self.depth, self.goal_depth, self.path, self.raymap, self.intrinsics)
         return self.frames, *(part is None for part in parts)
 
 
@@ -94,15 +96,19 @@ def fit_dream(model: ClipModel, given: dict[str, Any], wish: Wish) -> Dream:
         path = scale_poses(relative_to(path, path[:1]), wish.scene_scale)
         unit = 1.0 if here.depth is None else float(model.units(here.depth[None])[0])
         check_range(path, unit, fps, whose=model.limits)
-    frames = len(path) if path is not None else longest if wish.num_frames is None else wish.num_frames
+    raymap = None if given["raymap"] is None else checked_raymap(model, given["raymap"])
+    if raymap is not None and (path is not None or wish.num_frames not in (None, len(raymap))):
+        raise ValueError("raymap must be given alone: it stands for a path, and its frames are those that are dreamed.")
+    whole = path if path is not None else raymap
+    frames = len(whole) if whole is not None else longest if wish.num_frames is None else wish.num_frames
     if frames > longest and (path is None or goal is not None or image is None):
         raise ValueError(
             f"num_frames (default: those of the path) must be at most {longest} for a plan, and for a dream without "
             f"picture or path, got {frames}; predict follows a path of any length from a picture."
         )
     return Dream(
-        picture=here.rgb, goal=there.rgb, depth=here.depth, goal_depth=there.depth, path=path, intrinsics=matrix,
-        frames=frames, seed=checked_seed(given["seed"]), notes=notes,
+        picture=here.rgb, goal=there.rgb, depth=here.depth, goal_depth=there.depth, path=path, raymap=raymap,
+        intrinsics=matrix, frames=frames, seed=checked_seed(given["seed"]), notes=notes,
     )  # fmt: skip
 
 
@@ -116,9 +122,26 @@ def _fitted(model: ClipModel, name: str, picture: Any, depth: Any, intrinsics: A
     )
     rgb, matrix, _ = next(iter(opened))
     notes = tuple(note for note in opened.notes if note.what != "assumed_fov")
-    return _Fitted(
-        as_uint8(rgb), matrix, fitted_depth("depth" if name == "image" else f"{name}_depth", depth, opened), notes
-    )
+    return _Fitted(rgb, matrix, fitted_depth("depth" if name == "image" else f"{name}_depth", depth, opened), notes)
+
+
+def checked_raymap(model: ClipModel, raymap: Any) -> np.ndarray:
+    """Return a raymap as (T, 6, h, w) float32.
+
+    Raises:
+        ValueError: It is none of a whole window, or the model takes none.
+    """
+    array = np.asarray(raymap)
+    if not model.raymap_hw:
+        raise ValueError("raymap must be left out for a checkpoint of our own layout; give it the path.")
+    if array.ndim != 4 or len(array) not in model.lengths or array.shape[1:] != (6, *model.raymap_hw):
+        lengths = ", ".join(map(str, model.lengths))
+        raise ValueError(
+            f"raymap must be (T, 6, {model.raymap_hw[0]}, {model.raymap_hw[1]}), T one of {lengths}, got {array.shape}."
+        )
+    if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        raise ValueError("raymap must be finite floats, as raymap.encode_raymap_aetherv1 makes them.")
+    return array.astype(np.float32)
 
 
 def rate_for(model: ClipModel, fps: float | None) -> float:
@@ -144,7 +167,7 @@ def batch_of(image: Any) -> int | None:
     return len(image) if many else None
 
 
-_ONE_FOR_ALL = {"path": 3, "depth": 2, "goal_depth": 2, "intrinsics": 2, "goal": 3, "seed": 0}
+_ONE_FOR_ALL = {"path": 3, "raymap": 4, "depth": 2, "goal_depth": 2, "intrinsics": 2, "goal": 3, "seed": 0}
 """Dimensions of an array that holds for all items."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from aether_env.camera import CameraPath, check_poses
 from aether_env.conventions import FAR_DEPTH
 from aether_env.paths import GivenPath, read_path
-from aether_env.pictures import checked_depth, fit_picture
+from aether_env.pictures import as_uint8, checked_depth, fit_picture
 from aether_env.videos import OpenVideo, VideoFrame
 from aether_env.world_model.clip_model import ClipResult
 from aether_env.world_model.windows import DepthJoiner, FadeJoiner, FrameWindow, PathJoiner
@@ -171,11 +171,6 @@ def disparity_of(depth: np.ndarray) -> np.ndarray:
 def shows_surface(depth: np.ndarray) -> bool:
     """Return whether depth is known somewhere, and is not all sky."""
     return bool((np.isfinite(depth) & (depth > 0) & (depth < 0.999 * FAR_DEPTH)).any())
-
-
-def as_uint8(rgb: np.ndarray) -> np.ndarray:
-    """Return pictures of uint8, or of floats in [0, 1], as uint8."""
-    return rgb if rgb.dtype == np.uint8 else np.rint(rgb * 255).astype(np.uint8)
 
 
 def fitted_depth(name: str, depth: Any, opened: OpenVideo) -> np.ndarray | None:

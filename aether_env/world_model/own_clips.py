@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aether_env.camera import check_intrinsics, check_poses, relative_to
 from aether_env.conventions import FAR_DEPTH, FRAMES_PER_LATENT
+from aether_env.pictures import as_uint8
 from aether_env.raymap import decode_raymap, unpack_raymap
 from aether_env.world_model.checkpoint import (
     Components,
@@ -57,6 +58,7 @@ class OwnClips:
     """
 
     lengths: tuple[int, ...] = (CLIP_FRAMES,)
+    raymap_hw: tuple[int, int] | None = None
     other_rates = False
     at_once = 8
     limits = "what the model was trained on"
@@ -433,13 +435,15 @@ class OwnClips:
             pictures.ndim != len(wanted) + 1
             or pictures.shape[1:] != wanted
             or not len(pictures)
-            or pictures.dtype != np.uint8
+            or pictures.dtype not in (np.uint8, np.float32)
         ):
             raise ValueError(
-                f"{name} must be uint8 (B, {', '.join(map(str, wanted))}), got {pictures.dtype} {pictures.shape}; "
-                "pictures.fit_picture resizes one picture."
+                f"{name} must be uint8 or float32 (B, {', '.join(map(str, wanted))}), got {pictures.dtype} "
+                f"{pictures.shape}; pictures.fit_picture resizes one picture."
             )
-        return torch.as_tensor(np.array(pictures, order="C"), device=self.codec.device)
+        if pictures.dtype != np.uint8 and not (pictures.min() >= 0 and pictures.max() <= 1):
+            raise ValueError(f"{name} must be in [0, 1] where it is floats, got {pictures.min()} to {pictures.max()}.")
+        return torch.as_tensor(np.array(as_uint8(pictures), order="C"), device=self.codec.device)
 
     def _depth(self, name: str, depth: np.ndarray | None, batch: int, *, clip: bool) -> Tensor | None:
         """Return (B, 1 or, of a `clip`, 17, H, W) float32, 0 where unknown."""

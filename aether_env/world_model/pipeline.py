@@ -36,6 +36,7 @@ from aether_env.world_model.dreams import (
     Dream,
     Wish,
     batch_of,
+    checked_raymap,
     checked_seed,
     checked_whole,
     fit_dream,
@@ -48,7 +49,6 @@ from aether_env.world_model.long_video import (
     JoinedWindows,
     PathLike,
     VideoTruth,
-    as_uint8,
     batches,
     disparity_of,
     given_path,
@@ -153,6 +153,7 @@ class AetherPipeline:
         video: Any,
         *,
         path: PathLike | None = None,
+        raymap: np.ndarray | None = None,
         depth: np.ndarray | None = None,
         intrinsics: np.ndarray | None = None,
         fps: float | None = None,
@@ -173,6 +174,8 @@ class AetherPipeline:
         Args:
             video: File, folder of pictures, array (T, H, W, 3) or list of pictures: see `videos.open_video`.
             path: Where it is known, one pose for each frame of the source; a file's camera is taken as the video's.
+            raymap: (T, 6, h, w) in place of a path, for those who have one of the public code
+                (`raymap.encode_raymap_aetherv1`); only for the published checkpoint and a video of one whole window.
             depth: Metres, where known: (H, W) of the source's first frame, which makes the result metric, or (T, H, W)
                 of all its frames; NaN where unknown.
             intrinsics: (3, 3) pixels of the source, where known.
@@ -183,7 +186,8 @@ class AetherPipeline:
             batch_size: Windows that are looked at together; None: as many as suit the checkpoint.
             seed: Of the dream.
             smooth: Smooth the path (Kalman filter and RTS smoother), with covariance; a known path is left alone.
-            resampling: "public" crops and resizes as AETHER's code does.
+            resampling: "public" crops and resizes as AETHER's code does, and the result also has what the model said
+                before rounding (`model_rgb`, `model_disparity`), where the video is one window.
             out: Folder for the result. The frames then wait on disk, so that memory does not grow with the video.
             progress: Show a bar.
 
@@ -202,6 +206,13 @@ class AetherPipeline:
         if known is not None:
             intrinsics = _camera_of(video, known, intrinsics, source_fps)
         opened, rate = self._open(video, intrinsics, fps, source_fps, resampling)
+        if raymap is not None:
+            raymap = checked_raymap(self.model, raymap)
+            if known is not None or opened.expected_frames != len(raymap):
+                raise ValueError(
+                    f"raymap must be given without a path, and the video have its {len(raymap)} frames, got "
+                    f"{opened.expected_frames}."
+                )
         truth = VideoTruth(opened, known, depth)
         with FrameStore(out) as frames, _sampling_bar(self.model, progress):
             joined = JoinedWindows(frames)
@@ -209,26 +220,36 @@ class AetherPipeline:
             windows = windows_of(bar, self.model.lengths, stride)
             for group in batches(windows, batch_size, first_alone=truth.first_depth is not None):
                 unit = 1.0 if joined.first is None else float(joined.first.unit)
-                found = self._look(group, truth, seed, unit, rate)
+                found = self._look(group, truth, seed, unit, rate, raymap)
                 for row, window in enumerate(group):
                     joined.add(window, found[row])
             return _kept(self._video(joined, truth, stride, smooth, rate), out)
 
     def _look(
-        self, group: Sequence[FrameWindow[VideoFrame]], truth: VideoTruth, seed: int, unit: float, fps: float
+        self,
+        group: Sequence[FrameWindow[VideoFrame]],
+        truth: VideoTruth,
+        seed: int,
+        unit: float,
+        fps: float,
+        raymap: np.ndarray | None,
     ) -> ClipResult:
         """Reconstruct windows of one length together; `unit` is the first window's, in metres."""
         depth, poses = truth.depth_of(group), stacked([truth.poses_of(window.frames) for window in group])
         if poses is not None and depth is None:
             poses = scale_poses(poses, 1 / unit)  # models take metres with depth only
         shown = poses is not None or truth.opened.intrinsics_known
+        options = {} if raymap is None else {"raymap": raymap[None]}
+        if raymap is not None and len(group) + group[0].start > 1:
+            raise ValueError(f"raymap must be of the whole video, which is longer than its {len(raymap)} frames.")
         return self.model.reconstruct(
-            np.stack([[as_uint8(frame.rgb) for frame in window.frames] for window in group]),
+            np.stack([[frame.rgb for frame in window.frames] for window in group]),
             depth=depth,
             world_from_camera=poses,
             intrinsics=np.stack([window.frames[0].intrinsics for window in group]) if shown else None,
             seeds=[later_seed(seed, window.start) if window.start else seed for window in group],
             fps=fps,
+            **options,
         )
 
     def _video(self, joined: JoinedWindows, truth: VideoTruth, stride: int, smooth: bool, rate: float) -> VideoResult:
@@ -252,7 +273,7 @@ class AetherPipeline:
             **joined.frames.arrays(),
             path=camera,
             covariance=covariance,
-            raymap=first.raymap[: len(path)] if joined.windows == 1 else None,
+            **_said(first, len(path), opened.resampling if joined.windows == 1 else None),
             unit=float(first.unit),
             metric=bool(first.metric),
             fps=opened.fps,
@@ -264,6 +285,7 @@ class AetherPipeline:
         image: Any = None,
         *,
         path: Any = None,
+        raymap: Any = None,
         num_frames: int | None = None,
         depth: Any = None,
         intrinsics: Any = None,
@@ -284,6 +306,7 @@ class AetherPipeline:
                 seed may be lists too, one for each, or hold for all.
             path: Where the camera goes, of any length; its first pose is taken as the picture's. In metres where
                 `depth` is given, else in units: about how far away near things are.
+            raymap: (T, 6, h, w) in place of a path, as in `reconstruct`.
             num_frames: Frames wanted; default the path's, else the longest window. A path is spread over them.
             depth: (H, W) metres of the picture, NaN where unknown; makes the result metric.
             intrinsics: (3, 3) pixels of the picture, where known; with a path 70 degrees are assumed otherwise.
@@ -304,7 +327,7 @@ class AetherPipeline:
             ValueError: An argument that does not fit, before anything is computed.
         """
         return self._dream_all(
-            {"image": image, "path": path, "depth": depth, "intrinsics": intrinsics, "seed": seed},
+            {"image": image, "path": path, "raymap": raymap, "depth": depth, "intrinsics": intrinsics, "seed": seed},
             Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, progress),
             out,
         )
@@ -315,6 +338,7 @@ class AetherPipeline:
         goal: Any,
         *,
         path: Any = None,
+        raymap: Any = None,
         num_frames: int | None = None,
         depth: Any = None,
         goal_depth: Any = None,
@@ -334,6 +358,7 @@ class AetherPipeline:
             image: As in `predict`; a batch too.
             goal: What the camera shall see at the end: a picture of any size, or as many as images.
             path: The way, where it is wanted; at most the longest window's length.
+            raymap: In place of a path, as in `reconstruct`.
             num_frames: Frames of the plan at least; default the path's, else the longest window. Without a path it has
                 the next length that the checkpoint knows.
             depth: (H, W) metres of the image; makes the plan metric.
@@ -354,9 +379,9 @@ class AetherPipeline:
         Raises:
             ValueError: An argument that does not fit, before anything is computed.
         """
-        given = {"image": image, "path": path, "depth": depth, "intrinsics": intrinsics, "seed": seed}
+        given = {"image": image, "goal": goal, "path": path, "raymap": raymap, "depth": depth, "goal_depth": goal_depth}
         return self._dream_all(
-            given | {"goal": goal, "goal_depth": goal_depth},
+            given | {"intrinsics": intrinsics, "seed": seed},
             Wish(num_frames, fps, scene_scale, smooth, post_reconstruction, resampling, progress),
             out,
         )
@@ -425,6 +450,8 @@ class AetherPipeline:
             "fps": fps,
             "num_frames": length,
         }
+        if (raymap := stacked([item.raymap for item in items])) is not None:
+            options["raymap"] = raymap
         if goal is None:
             clip = self.model.predict(picture, **options)
         else:
@@ -443,7 +470,7 @@ class AetherPipeline:
                 disparity=disparity_of(found.depth[:kept]),
                 path=camera,
                 covariance=covariance,
-                raymap=found.raymap[:kept],
+                **_said(found, kept, wish.resampling),
                 unit=float(found.unit),
                 metric=bool(found.metric),
                 fps=fps,
@@ -564,6 +591,17 @@ def _camera(
         return CameraPath(relative_to(poses, poses[:1]), intrinsics), None
     smoothed = smooth_path(poses, rate_hz=fps).from_first()
     return CameraPath(smoothed.world_from_camera, intrinsics), smoothed.covariance
+
+
+def _said(found: ClipResult, kept: int, resampling: Resampling | None) -> dict[str, Any]:
+    """Return what the model itself said of the frames of one window; nothing of joined ones (None)."""
+    if resampling is None:
+        return {}
+    said = {"raymap": found.raymap[:kept]}
+    if resampling == "public" and found.model_rgb is not None and found.model_disparity is not None:
+        said["model_rgb"] = found.model_rgb[:kept].movedim(1, -1).cpu().numpy()
+        said["model_disparity"] = found.model_disparity[:kept].cpu().numpy()
+    return said
 
 
 def _length_notes(asked: int, length: int, kept: int) -> tuple[Note, ...]:

@@ -7,7 +7,7 @@ Poses, axes, units and pixels: see conventions. A folder that `VideoResult.save`
     rgb/00000.png ...           the frames, lossless
     depth/00000.png ...         16 bits: depth * `depth_png_scale` of result.json, 0 is never written
     depth.npy, disparity.npy    (T, H, W) float32
-    covariance.npy, raymap.npy  where the result has them
+    covariance.npy, raymap.npy, model_rgb.npy, model_disparity.npy  where the result has them
     path.tum                    timestamp tx ty tz qx qy qz qw a line, world_from_camera
     cloud.glb, cloud.ply        points without depth edges and sky, with the cameras
     result.json                 all numbers, the notes and the list of files
@@ -46,6 +46,7 @@ MAX_CLOUD_FRAMES = 32
 
 _JSON = "result.json"
 _FORMAT = {"format": "aether-video-result", "version": 1}
+_OPTIONAL = ("covariance", "raymap", "model_rgb", "model_disparity")
 _SHEET_COLUMNS = 6
 # Sky, at the far end of what the model can say, has no place among the points; nor has anything as far as it.
 _FAR_IN_MEDIANS = 6.0
@@ -83,6 +84,11 @@ class VideoResult:
     (`trajectory.SmoothedPath`)."""
     raymap: np.ndarray | None = None
     """(T, 6, h, w) float32 as the model said it, where it did."""
+    model_rgb: np.ndarray | None = None
+    """(T, H, W, 3) float32 in [0, 1] as the model said it, before rounding, of given frames too; in parity mode only
+    (`resampling="public"` with the published checkpoint)."""
+    model_disparity: np.ndarray | None = None
+    """(T, H, W) float32 as the model said it, relative to the clip's nearest, not cut off; with `model_rgb`."""
     unit: float
     """Metres of one unit of the model; 1 where not metric."""
     metric: bool
@@ -110,6 +116,10 @@ class VideoResult:
         if self.raymap is not None:
             cells = np.shape(self.raymap)[2:]
             _check_floats("raymap", self.raymap, (num_frames, 6, *(cells if len(cells) == 2 else ("h", "w"))))
+        if self.model_rgb is not None:
+            _check_floats("model_rgb", self.model_rgb, rgb.shape)
+        if self.model_disparity is not None:
+            _check_floats("model_disparity", self.model_disparity, size)
         _check_positive(unit=self.unit, fps=self.fps)
 
     def __len__(self) -> int:
@@ -236,8 +246,10 @@ class VideoResult:
                 depth=depth,
                 disparity=_read_array(root / "disparity.npy", size),
                 path=CameraPath(read_path(root / "path.tum").world_from_camera, about["intrinsics"]),
-                covariance=_read_array(root / "covariance.npy") if "covariance.npy" in about["files"] else None,
-                raymap=_read_array(root / "raymap.npy") if "raymap.npy" in about["files"] else None,
+                **{
+                    name: _read_array(root / f"{name}.npy") if f"{name}.npy" in about["files"] else None
+                    for name in _OPTIONAL
+                },
                 unit=float(about["unit"]),
                 metric=bool(about["metric"]),
                 fps=float(about["fps"]),
@@ -260,7 +272,7 @@ class VideoResult:
             # Zero means unknown to those who read such files; here everything is known.
             levels = np.rint(self.depth[t].astype(np.float64) * scale).clip(1, 65535).astype(np.uint16)
             Image.fromarray(levels).save(folder / "depth" / f"{t:05d}.png")
-        for name in ("depth", "disparity", "covariance", "raymap"):
+        for name in ("depth", "disparity", *_OPTIONAL):
             if (array := getattr(self, name)) is not None:
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
         write_tum(folder / "path.tum", np.arange(len(self)) / self.fps, self.path.world_from_camera)

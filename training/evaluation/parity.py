@@ -18,8 +18,6 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:  # PyTorch waits until after --help
-    from torch import Tensor
-
     from aether_env.world_model.aetherv1 import AetherV1
 
 TOLERANCE = 1e-3
@@ -52,16 +50,16 @@ def main(
     if not cases:
         _fail("give at least one case: parity --checkpoint DIR CASE.npz...")
     try:
-        model = load(checkpoint, device)
+        parts = load(checkpoint, device)
     except ValueError as error:
         _fail(str(error))
-    model.guidance_in_turn, model.slicing, model.tiling = guidance_in_turn, slicing, tiling
+    parts.guidance_in_turn, parts.slicing, parts.tiling = guidance_in_turn, slicing, tiling
     width = max(len(path.name) for path in cases)
     print(f"{'case':<{width}}", *(f"{name:>10}" for name in OUTPUTS))
     bad, far = False, False
     for path in cases:
         try:
-            found = differences(model, *read_case(path))
+            found = differences(parts, *read_case(path))
         except ValueError as error:
             print(f"parity: {path}: {error}", file=sys.stderr)
             bad = True
@@ -105,11 +103,11 @@ def read_case(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, meta
 
 
-def differences(model: AetherV1, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, float]:
-    """Return the largest difference of each output, NaN where something is not finite.
+def differences(parts: AetherV1, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, float]:
+    """Return the largest difference of each output of `AetherPipeline`, NaN where something is not finite.
 
     Args:
-        model: Of `load`.
+        parts: Of `load`.
         arrays: Inputs and outputs: `image`, `goal` (H, W, 3), `video` (T, H, W, 3); `raymap` (T, 6, h, w), or
             `camera_pose` (T, 4, 4), `intrinsic` (T, 3, 3) and `dmax`; `out_rgb`, `out_disparity`, `out_raymap`.
         meta: `num_frames`, `seed`, `height`, `width`, and what is not the task's default.
@@ -117,60 +115,55 @@ def differences(model: AetherV1, arrays: dict[str, np.ndarray], meta: dict[str, 
     Raises:
         ValueError: Inputs or outputs have wrong shapes or do not go together.
     """
-    import torch
+    from aether_env.world_model.aetherv1_clips import AetherV1Clips
+    from aether_env.world_model.conditions import BASE_FPS
+    from aether_env.world_model.pipeline import AetherPipeline
 
-    from aether_env.world_model.aetherv1 import BASE_FPS
-
-    height, width = meta["height"], meta["width"]
-    pictures = {name: _pictures(arrays[name], height, width) for name in PICTURES if name in arrays}
-    clip = model(
-        [torch.Generator().manual_seed(meta["seed"])],
-        image=pictures.get("image"),
-        goal=pictures.get("goal"),
-        video=pictures.get("video"),
-        raymap=_raymap(arrays, height, width),
-        num_frames=meta["num_frames"],
-        size=(height, width),
-        fps=meta.get("fps", BASE_FPS),
-        steps=meta.get("num_inference_steps"),
-        guidance=meta.get("guidance_scale"),
-    )
-    outputs = {"rgb": clip.rgb[0].movedim(1, -1), "disparity": clip.disparity[0], "raymap": clip.raymap[0]}
+    size = (meta["height"], meta["width"])
+    given: dict[str, Any] = {name: arrays[name] for name in PICTURES if name in arrays}
+    if "video" in given and len(given) > 1:
+        raise ValueError(f"a case is of a video or of pictures, got {', '.join(given)}.")
+    steps, guidance = meta.get("num_inference_steps"), meta.get("guidance_scale")
+    pipeline = AetherPipeline(AetherV1Clips(parts, size=size, steps=steps, guidance=guidance))
+    options: dict[str, Any] = {
+        "raymap": _raymap(arrays, *size),
+        "fps": meta.get("fps", BASE_FPS),
+        "seed": meta["seed"],
+        "resampling": "public",
+        "smooth": False,
+    }
+    if "video" in given:
+        if len(given["video"]) != meta["num_frames"]:
+            raise ValueError(f"video must have the {meta['num_frames']} frames of meta, got {len(given['video'])}.")
+        result = pipeline.reconstruct(given["video"], source_fps=options["fps"], **options)
+    else:
+        dream = pipeline.plan if "goal" in given else pipeline.predict
+        result = dream(**given, num_frames=meta["num_frames"], **options)
+    outputs = {"rgb": result.model_rgb, "disparity": result.model_disparity, "raymap": result.raymap}
     found = {}
     for name, output in outputs.items():
         expected = arrays[f"out_{name}"]
+        assert output is not None  # of one window in parity mode
         if expected.shape != output.shape:
-            raise ValueError(f"out_{name} must have the shape {tuple(output.shape)}, got {expected.shape}.")
-        found[name] = float(np.abs(output.cpu().numpy() - expected.astype(np.float64)).max())
+            raise ValueError(f"out_{name} must have the shape {output.shape}, got {expected.shape}.")
+        found[name] = float(np.abs(output - expected.astype(np.float64)).max())
     return found
 
 
-def _pictures(array: np.ndarray, height: int, width: int) -> Tensor:
-    """Return (1, ..., 3, height, width) in [0, 1] of (..., H, W, 3), fitted as the public code fits arrays."""
-    import torch
-
-    from aether_env.world_model.aetherv1 import fit_nearest
-
-    if array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
-        raise ValueError(f"pictures must have the shape ([T,] H, W, 3), got {array.shape}.")
-    values = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-    return fit_nearest(torch.from_numpy(values).movedim(-1, -3)[None], height, width)
-
-
-def _raymap(arrays: dict[str, np.ndarray], height: int, width: int) -> Tensor | None:
-    """Return the known path's raymap (1, T, 6, h, w): as given, or made of the poses."""
+def _raymap(arrays: dict[str, np.ndarray], height: int, width: int) -> np.ndarray | None:
+    """Return the known path's raymap (T, 6, h, w): as given, or made of the poses."""
     import torch
 
     from aether_env.raymap import encode_raymap_aetherv1
 
     if "raymap" in arrays:
-        return torch.from_numpy(arrays["raymap"].astype(np.float32))[None]
+        return arrays["raymap"].astype(np.float32)
     if "camera_pose" not in arrays:
         return None
     if "intrinsic" not in arrays:
         raise ValueError("camera_pose needs intrinsic.")
     poses, intrinsics = (torch.from_numpy(arrays[n].astype(np.float64))[None] for n in ("camera_pose", "intrinsic"))
-    return encode_raymap_aetherv1(poses, intrinsics, height, width, dmax=float(arrays.get("dmax", 1.0))).float()
+    return encode_raymap_aetherv1(poses, intrinsics, height, width, dmax=float(arrays.get("dmax", 1.0)))[0].numpy()
 
 
 def _fail(message: str) -> NoReturn:

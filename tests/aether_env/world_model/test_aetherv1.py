@@ -18,7 +18,6 @@ from aether_env.world_model.aetherv1 import (
     INDEX_FILE,
     AetherV1,
     check_aetherv1,
-    fit_nearest,
     guidance_weight,
     load_aetherv1,
     rotary_aetherv1,
@@ -199,15 +198,6 @@ def test_rope_is_that_of_diffusers_image_to_video_pipeline(size):
     fast = rotary_aetherv1(9, (size[0] // 16, size[1] // 16), (30, 45), 64, fps=24)
     for table, reference in zip(fast, expected, strict=True):
         torch.testing.assert_close(table.unflatten(0, (9, -1))[::2].flatten(0, 1), reference, atol=2e-5, rtol=0)
-
-
-def test_fitting_crops_around_the_centre_and_takes_nearest_pixels():
-    columns = torch.arange(8.0).expand(1, 3, 4, 8)
-    assert fit_nearest(columns, 2, 2)[0, 0].tolist() == [[2, 4], [2, 4]]
-    rows = columns.mT
-    assert fit_nearest(rows, 2, 4)[0, 0].tolist() == [[3] * 4, [4] * 4]
-    clip = pictures(2, 5, 3, 16, 32)
-    assert torch.equal(fit_nearest(clip, 16, 32), clip)
 
 
 @pytest.mark.parametrize(

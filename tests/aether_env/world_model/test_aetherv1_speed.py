@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpat
 from torch._dynamo.utils import counters
 
 from aether_env.world_model.aetherv1 import load_aetherv1
-from aether_env.world_model.aetherv1_speed import _FoldedNorm, speed_up
+from aether_env.world_model.aetherv1_speed import _Attention, _FoldedNorm, speed_up
 
 TINY = Path(__file__).parents[2] / "goldens" / "aetherv1" / "tiny_checkpoint"
 
@@ -45,6 +45,28 @@ def test_a_sped_up_model_gives_the_same_numbers(options):
             counters["stats"]["unique_graphs"] == 1
         )  # serves all blocks; both branches of guidance, one after the other
         assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_by_another_kernel_gives_the_same_numbers(compiled):
+    def kernel(*of_heads: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(*(one.transpose(1, 2) for one in of_heads)).transpose(
+            1, 2
+        )
+
+    plain, fast = load_aetherv1(TINY), load_aetherv1(TINY)
+    for block in fast.transformer.transformer_blocks:
+        block.attn1.set_processor(_Attention(kernel))
+    speed_up(fast, compile_blocks=compiled, backend="aot_eager")
+    inputs = {"image": pictures(1, 3, 32, 48), "steps": 2, "num_frames": 17}
+    assert_same_clips(fast(seeded(1), **inputs), plain(seeded(1), **inputs))
+
+
+def test_flash_attention_is_taken_where_it_can_run_and_refused_by_name_elsewhere():
+    model = load_aetherv1(TINY)
+    with pytest.raises(ValueError, match='attention="flash4" needs '):
+        speed_up(model, attention="flash4")
+    speed_up(model, compile_blocks=False)  # "auto" leaves it
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 9])

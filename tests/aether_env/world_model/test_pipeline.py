@@ -797,6 +797,104 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(device, m
         AetherPipeline.from_pretrained("mini", device)
 
 
+# --- parity mode: what the public code gives
+
+CASES = sorted((TINY_AETHERV1.parent / "cases").glob("*.npz"))
+
+
+def read_case(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], AetherPipeline]:
+    """Return a case's arrays, its settings, and a pipeline of its size, steps and guidance."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    settings = {"steps": meta["num_inference_steps"], "guidance": meta["guidance_scale"]}
+    size = (meta["height"], meta["width"])
+    return arrays, meta, AetherPipeline.from_pretrained(TINY_AETHERV1, size=size, **settings)
+
+
+def ask(pipeline: AetherPipeline, case: dict[str, np.ndarray], meta: dict[str, Any], **options: Any) -> VideoResult:
+    options = {"fps": meta["fps"], "seed": meta["seed"], "resampling": "public"} | options
+    if meta["task"] == "reconstruction":
+        return pipeline.reconstruct(case["video"], source_fps=meta["fps"], **options)
+    if meta["task"] == "planning":
+        return pipeline.plan(case["image"], case["goal"], num_frames=meta["num_frames"], **options)
+    return pipeline.predict(case["image"], num_frames=meta["num_frames"], **options)
+
+
+def assert_public(found: VideoResult, case: dict[str, np.ndarray]) -> None:
+    assert found.model_rgb is not None and found.model_disparity is not None and found.raymap is not None
+    np.testing.assert_allclose(found.model_rgb, case["out_rgb"], atol=1e-3)
+    np.testing.assert_allclose(found.model_disparity, case["out_disparity"], atol=1e-3)
+    np.testing.assert_allclose(found.raymap, case["out_raymap"], atol=1e-3)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_the_public_codes_cases_come_out_of_the_three_tasks(path, tmp_path):
+    case, meta, pipeline = read_case(path)
+    found = ask(pipeline, case, meta, raymap=case.get("raymap"))
+    assert_public(found, case)
+    assert_public(VideoResult.load(found.save(tmp_path / "kept")), case)
+    if "raymap" in case:  # the same way told as poses, in units of the nearest depth
+        way = GivenPath(
+            world_from_camera=scale_poses(case["camera_pose"], float(case["dmax"])),
+            intrinsics=case["intrinsic"],
+            picture_size=(meta["height"], meta["width"]),
+        )
+        assert_public(ask(pipeline, case, meta, path=way), case)
+
+
+def test_a_batch_in_parity_mode_gives_each_item_its_case():
+    case, meta, pipeline = read_case(TINY_AETHERV1.parent / "cases" / "prediction_17_raymap.npz")
+    images = [case["image"][:, ::-1], case["image"]]
+    found = pipeline.predict(
+        images, raymap=case["raymap"], seed=[5, meta["seed"]], fps=meta["fps"], resampling="public"
+    )
+    assert_public(found[1], case)
+    assert np.abs(found[0].model_rgb - case["out_rgb"]).max() > 0.1
+
+
+def test_what_the_model_said_is_kept_in_parity_mode_alone(pipeline):
+    assert pipeline.predict(pictures(pipeline, 1)[0]).model_rgb is None
+    result = pipeline.reconstruct(pictures(pipeline, 42), resampling="public")
+    assert result.model_rgb is None and result.raymap is None  # each window said its own
+
+
+def test_a_raymap_alone_and_with_a_video_decides_what_is_found(aetherv1):
+    raymap = np.random.default_rng(0).normal(0, 0.3, (17, 6, 2, 4)).astype(np.float32)
+    alone = [aetherv1.predict(raymap=some, resampling="public").model_rgb for some in (raymap, -raymap)]
+    assert alone[0].shape == (17, 16, 32, 3) and np.abs(alone[0] - alone[1]).max() > 1e-3
+    video = pictures(aetherv1, 17)
+    found = [aetherv1.reconstruct(video, raymap=some).raymap for some in (None, raymap, -raymap)]
+    assert min(np.abs(found[0] - found[1]).max(), np.abs(found[1] - found[2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        (
+            "predict",
+            {"raymap": np.zeros((17, 6, 2, 5))},
+            r"raymap must be \(T, 6, 2, 4\), T one of 17, 25, 33, 41, got",
+        ),
+        ("predict", {"raymap": np.zeros((18, 6, 2, 4))}, r"raymap must be \(T, .* got \(18, 6, 2, 4\)"),
+        ("predict", {"raymap": np.full((17, 6, 2, 4), np.nan)}, "raymap must be finite"),
+        ("predict", {"raymap": np.zeros((17, 6, 2, 4)), "num_frames": 25}, "raymap must be given alone"),
+        ("plan", {"raymap": np.zeros((17, 6, 2, 4)), "path": curve(17)}, "raymap must be given alone"),
+        ("predict", {"image": [np.zeros((16, 32, 3))] * 2, "raymap": np.zeros((3, 17, 6, 2, 4))}, "raymap must be one"),
+        ("reconstruct", {"raymap": np.zeros((17, 6, 2, 4))}, "video have its 17 frames, got 1"),
+        ("reconstruct", {"raymap": np.zeros((17, 6, 2, 4)), "path": curve(1)}, "without a path"),
+    ],
+)
+def test_a_raymap_that_does_not_fit_is_named_before_the_model_is_asked(aetherv1, task, given, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(untouchable(aetherv1), task)(**ENOUGH[task] | given)
+
+
+def test_a_checkpoint_of_our_own_layout_takes_no_raymap(own):
+    with pytest.raises(ValueError, match="raymap must be left out for a checkpoint of our own layout"):
+        untouchable(own).predict(ONE, raymap=np.zeros((17, 6, 2, 3)))
+
+
 # --- mistakes
 
 ONE = np.zeros((16, 24, 3), np.uint8)
