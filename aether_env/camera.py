@@ -199,15 +199,15 @@ def interpolate_pose(start: np.ndarray, end: np.ndarray, fractions: ArrayLike) -
     """Return poses on the screw motion from `start` to `end`.
 
     Args:
-        start: (4, 4) world_from_camera.
-        end: (4, 4) world_from_camera.
+        start: (..., 4, 4) world_from_camera.
+        end: (..., 4, 4) world_from_camera.
         fractions: (N,) 0 is the start, 1 the end.
 
     Returns:
-        (N, 4, 4).
+        (..., N, 4, 4).
     """
-    twist = se3_log(invert_pose(start) @ end)
-    return start @ se3_exp(np.asarray(fractions, np.float64)[..., None] * twist)
+    twist = se3_log(invert_pose(start) @ end)[..., None, :]
+    return start[..., None, :, :] @ se3_exp(np.asarray(fractions, np.float64)[:, None] * twist)
 
 
 def motion_from_action(translation: ArrayLike, rotation_vector: ArrayLike) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from aether_env.world_model.promise import Frames, Start
+from aether_env.camera import check_intrinsics
+from aether_env.world_model.promise import Frames, Start, check_about, check_arrays, check_rules, checked_branch
 
 HALF_SIZE = np.array([4.0, 2.5, 6.0])
 """Metres from the room's centre, where the camera starts, to its walls."""
@@ -22,16 +23,29 @@ class RoomState:
     intrinsics_B33: np.ndarray
     metric_B: np.ndarray
     scene_seed_B: np.ndarray
+    branch_B: np.ndarray
 
     def __len__(self) -> int:
         return len(self.seed_B)
 
     def __getitem__(self, rows: Any) -> RoomState:
-        return RoomState(self.seed_B[rows], self.intrinsics_B33[rows], self.metric_B[rows], self.scene_seed_B[rows])
+        return RoomState(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+_LAYOUT = {
+    "seed_B": ("int64", ()),
+    "intrinsics_B33": ("float64", (3, 3)),
+    "metric_B": ("bool", ()),
+    "scene_seed_B": ("int64", ()),
+    "branch_B": ("int64", ()),
+}
 
 
 class BoxRoom:
-    """Keeps the WorldModel promise. The camera may look around and move; it cannot leave the room."""
+    """Keeps the WorldModel promise. The camera may look around and move; it cannot leave the room.
+
+    The colours of the walls are its noise: they follow from the seed of the start and the number of the branch.
+    """
 
     def __init__(
         self,
@@ -61,6 +75,7 @@ class BoxRoom:
             np.stack([own_33 if start.intrinsics is None else start.intrinsics for start in starts_B]),
             np.array([not self.needs_picture or start.depth is not None for start in starts_B]),
             np.array(scene_B, np.int64),
+            np.zeros(len(starts_B), np.int64),
         )
         frames = self._look(state, np.broadcast_to(np.eye(4), (len(state), 1, 4, 4)).copy())
         if self.needs_picture:
@@ -75,10 +90,7 @@ class BoxRoom:
 
     def join(self, states: Sequence[RoomState]) -> RoomState:
         return RoomState(
-            *(
-                np.concatenate([getattr(state, name) for state in states])
-                for name in ("seed_B", "intrinsics_B33", "metric_B", "scene_seed_B")
-            )
+            **{f.name: np.concatenate([getattr(state, f.name) for state in states]) for f in fields(RoomState)}
         )
 
     def describe(self, state: RoomState) -> list[dict[str, Any]]:
@@ -86,8 +98,28 @@ class BoxRoom:
             return [{"unit": 1.0} for _ in range(len(state))]
         return [{"unit": 1.0, "scene_seed": int(seed)} for seed in state.scene_seed_B]
 
+    def branch(self, state: RoomState, rows: Sequence[int], numbers: Sequence[int] | None) -> RoomState:
+        rows, numbers = checked_branch(len(state), rows, numbers)
+        chosen = state[rows]
+        return chosen if numbers is None else replace(chosen, branch_B=np.array(numbers, np.int64))
+
+    def freeze(self, state: RoomState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return {f.name: getattr(state, f.name).copy() for f in fields(state)}, self._about()
+
+    def thaw(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> RoomState:
+        check_about(about, self._about())
+        check_arrays(arrays, _LAYOUT)
+        check_intrinsics("the snapshot's intrinsics_B33", arrays["intrinsics_B33"])
+        names = ("seed_B", "scene_seed_B", "branch_B")
+        check_rules({f"{name} must not be negative": arrays[name] >= 0 for name in names})
+        return RoomState(**{name: array.copy() for name, array in arrays.items()})
+
     def close(self) -> None:
         self.closed += 1
+
+    def _about(self) -> dict[str, Any]:
+        names = ("height", "width", "fps", "frames_per_step", "needs_picture")
+        return {"kind": "room"} | {name: getattr(self, name) for name in names}
 
     def _look(self, state: RoomState, world_from_camera_BT44: np.ndarray) -> Frames:
         centre_BT3 = world_from_camera_BT44[..., :3, 3]
@@ -102,7 +134,7 @@ class BoxRoom:
             depth_BTHW3 = (np.sign(ray_BTHW3) * HALF_SIZE - centre_BT3[:, :, None, None]) / ray_BTHW3
         depth_BTHW = np.min(np.where(ray_BTHW3 == 0, np.inf, depth_BTHW3), axis=-1)
         point_BTHW3 = centre_BT3[:, :, None, None] + ray_BTHW3 * depth_BTHW[..., None]
-        phase_B3 = np.stack([state.seed_B % 7, state.seed_B % 11, state.seed_B % 13], axis=-1)
+        phase_B3 = (state.seed_B % 1001 + state.branch_B % 1001)[:, None] % np.array([7, 11, 13])
         wave = np.sin(3.0 * point_BTHW3 + phase_B3[:, None, None, None])
         return Frames(
             rgb=(127.5 + 100 * wave).astype(np.uint8),

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from aether_env.world_model.promise import Frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a task is told when an episode begins."""
+
+    frames: Frames
+    """The first picture, B = T = 1; its camera is the world (see conventions)."""
+    options: Mapping[str, Any]
+    """Those of `reset(options=...)` that the task names."""
+    np_random: np.random.Generator
+    """The env's generator, to sample goals from."""
+    look: Callable[[np.ndarray], Frames]
+    """What the world shows from a pose (4, 4), B = T = 1. The camera goes there the straight way from the start, in
+    steps no longer than an action's; the episode does not notice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What a task is told after a step."""
+
+    frames: Frames
+    """The frames of the step, B = 1, T = frames per step."""
+    collided: bool
+    """The camera was stopped by a surface."""
+    moved: float
+    """How far the camera's centre went in this step, metres (or the world's units)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,59 +46,56 @@ class Judgement:
     reward: float = 0.0
     terminated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers and arrays for the step's info."""
+    """Numbers and fresh arrays for the step's info; what is not known is left out."""
 
 
-class Task(Protocol):
-    """A goal, its reward and its end.
+class Task:
+    """A goal, its reward and its end. A task of one's own overrides what it needs, often only `judge`.
 
-    What changes during an episode lives in a state that `start` and `judge` return and that nobody modifies: one task
-    serves many envs, and a step that fails leaves no trace.
+    A task holds settings only, so that one serves many envs. What changes during an episode is a state that `start` and
+    `judge` return and that nobody modifies, so that a step which fails leaves no trace. It is made of None, numbers,
+    strings, numpy arrays, and dicts, lists and tuples of these, so that it fits into a snapshot.
     """
 
-    @property
-    def options(self) -> frozenset[str]:
-        """The keys of `reset(options=...)` that this task reads, beside the world's own."""
-        ...
+    options: frozenset[str] = frozenset()
+    """The keys of `reset(options=...)` that this task reads, beside the world's own."""
 
-    def start(
-        self, frames: Frames, options: Mapping[str, Any], np_random: np.random.Generator
-    ) -> tuple[Any, Mapping[str, Any]]:
-        """Begin an episode.
+    def observation_space(self, height: int, width: int, far: float) -> dict[str, gym.Space[Any]]:
+        """Return the spaces of what the task adds to the observation.
 
         Args:
-            frames: The first picture, B = T = 1.
-            options: Those of `reset` that `options` names.
-            np_random: The env's generator, to sample goals from.
+            height: Pixels of the frames.
+            width: Pixels of the frames.
+            far: Depth at which observations end, metres.
+        """
+        return {}
+
+    def start(self, opening: Opening) -> tuple[Any, Mapping[str, Any]]:
+        """Begin an episode.
 
         Returns:
-            The task's state, and numbers and arrays for the info of reset.
+            The task's state, and numbers and fresh arrays for the info of reset.
 
         Raises:
             ValueError: An option is not usable.
         """
-        ...
+        return None, {}
 
-    def judge(self, state: Any, frames: Frames) -> tuple[Any, Judgement]:
-        """Judge the frames of one step (B = 1, T = frames per step); `state` is not modified.
+    def observe(self, state: Any, frames: Frames) -> dict[str, np.ndarray]:
+        """Return a fresh array for each key of `observation_space`, for the last frame of `frames` (B = 1).
+
+        The env clips numbers into their Box: a task does not know `far`.
+        """
+        return {}
+
+    def judge(self, state: Any, moment: Moment) -> tuple[Any, Judgement]:
+        """Judge one step; `state` is not modified.
 
         Returns:
             The new state and the judgement.
         """
-        ...
+        return state, Judgement()
 
 
-class Explore:
+class Explore(Task):
     """No goal: reward 0.0, never terminates."""
-
-    options: frozenset[str] = frozenset()
-
-    def start(
-        self, frames: Frames, options: Mapping[str, Any], np_random: np.random.Generator
-    ) -> tuple[None, Mapping[str, Any]]:
-        """Begin; nothing to remember."""
-        return None, {}
-
-    def judge(self, state: None, frames: Frames) -> tuple[None, Judgement]:
-        """Judge every step the same."""
-        return None, Judgement()

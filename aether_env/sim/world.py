@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -14,14 +14,32 @@ from aether_env.conventions import FAR_DEPTH
 from aether_env.disparity import unit_from_depth
 from aether_env.sim.clips import clear_renderers, draw_views, scene_intrinsics
 from aether_env.sim.physics import mover_starts, simulate
-from aether_env.sim.scenes import Scenes, sample_scenes
+from aether_env.sim.scenes import NUM_MOVERS, Scenes, sample_scenes
 from aether_env.sim.seeds import SPLITS, draw_uniforms, seed_in
 from aether_env.sim.solids import Solids
 from aether_env.sim.walks import camera_pose
-from aether_env.world_model.promise import Frames, RolloutState, Start
+from aether_env.world_model.promise import (
+    Frames,
+    RolloutState,
+    Start,
+    check_about,
+    check_arrays,
+    check_rules,
+    checked_branch,
+)
 
 _SURFACE = 0.999 * FAR_DEPTH
 """Depth below which a pixel counts for the unit, as in the dream."""
+
+_LAYOUT: dict[str, tuple[str, tuple[int, ...]]] = {
+    "scene_seed": ("int64", ()),
+    "scene_from_world": ("float64", (4, 4)),
+    "mover_pose": ("float64", (NUM_MOVERS, 7)),
+    "mover_velocity": ("float64", (NUM_MOVERS, 6)),
+    "seconds": ("float64", ()),
+    "unit": ("float64", ()),
+}
+"""The type and the shape, without B, of every array of a frozen state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,15 +237,66 @@ class SimWorld:
             for seed, seconds, unit in zip(state.scenes.seeds, state.seconds, state.unit, strict=True)
         ]
 
+    def branch(self, state: RolloutState, rows: Sequence[int], numbers: Sequence[int] | None) -> SimState:
+        """Return chosen worlds; physics has no noise, so that all copies of a row stay the same.
+
+        Raises:
+            ValueError: A row or a number that there is not, or a state of another world.
+        """
+        rows, _ = checked_branch(len(state), rows, numbers)
+        return _own(state)[rows]
+
+    def freeze(self, state: RolloutState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return a state as arrays, scenes by their seeds, and which simulator it is of. See `WorldModel.freeze`."""
+        state = _own(state)
+        arrays = {f.name: getattr(state, f.name).copy() for f in fields(state) if f.name != "scenes"}
+        return {"scene_seed": state.scenes.seeds.copy(), **arrays}, self._about()
+
+    def thaw(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> SimState:
+        """Undo `freeze`: the scenes are made anew from their seeds. See `WorldModel.thaw`."""
+        check_about(about, self._about())
+        check_arrays(arrays, _LAYOUT)
+        check_poses("the snapshot's scene_from_world", arrays["scene_from_world"])
+        scenes = self._scenes(arrays["scene_seed"])
+        start = camera_pose(scenes.start_position, scenes.start_angles)
+        pose, velocity = arrays["mover_pose"], arrays["mover_velocity"]
+        at_rest, _ = mover_starts(scenes)
+        there = scenes.mover_kind[..., None] >= 0
+        check_rules(
+            {
+                "scene_from_world must be where its scene begins": np.isclose(arrays["scene_from_world"], start),
+                "mover_pose must have unit quaternions": np.abs((pose[..., 3:] ** 2).sum(axis=-1) - 1) < 1e-6,
+                "mover_pose must leave absent movers alone": there | (pose == at_rest),
+                "mover_velocity must leave absent movers alone": there | (velocity == 0),
+                "seconds must not be negative": arrays["seconds"] >= 0,
+                f"unit must be in (0, {FAR_DEPTH:g}]": (arrays["unit"] > 0) & (arrays["unit"] <= FAR_DEPTH),
+            }
+        )
+        return SimState(scenes=scenes, **{name: np.array(arrays[name]) for name in _LAYOUT if name != "scene_seed"})
+
     def close(self) -> None:
         """Free the renderers of this process; they come back when they are needed again."""
         clear_renderers()
+
+    def _about(self) -> dict[str, Any]:
+        # Plain numbers, because JSON does not know numpy's.
+        return {
+            "kind": "sim",
+            "height": int(self.height),
+            "width": int(self.width),
+            "fps": self.fps,
+            "frames_per_step": int(self.frames_per_step),
+            "family": self.family,
+            "horizontal_fov": None if self.horizontal_fov is None else float(self.horizontal_fov),
+            "supersample": int(self.supersample),
+            "shadows": bool(self.shadows),
+        }
 
     def _scene_of(self, seed: int) -> int:
         uniform = draw_uniforms(np.array([int(seed) % 2**60]), 1, stream=7)[0, 0]
         return seed_in(self.split, int(uniform * len(SPLITS[self.split])))
 
-    def _scenes(self, seeds: Sequence[int]) -> Scenes:
+    def _scenes(self, seeds: Sequence[int] | np.ndarray) -> Scenes:
         scenes = sample_scenes(seeds, family=self.family)
         if self.horizontal_fov is None:
             return scenes

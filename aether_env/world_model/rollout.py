@@ -7,10 +7,13 @@ noise levels. All state is in `DreamState`; nothing goes through pixels. See DES
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -34,7 +37,15 @@ from aether_env.world_model.conditions import (
 from aether_env.world_model.denoise import denoise, step_detail
 from aether_env.world_model.latents import Codec, at_rest, shows_surface
 from aether_env.world_model.noise import HISTORY_NOISE, RESET_NOISE, SAMPLE_NOISE, normal_noise
-from aether_env.world_model.promise import Frames, Start
+from aether_env.world_model.promise import (
+    BRANCHES,
+    Frames,
+    Start,
+    check_about,
+    check_arrays,
+    check_rules,
+    checked_branch,
+)
 
 MEMORY = 24
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
@@ -97,6 +108,8 @@ class DreamWorld:
         fps: Frames per second; must be the checkpoint's.
         frames_per_step: Must be 4.
         sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
+        dtype: "float32", or "bfloat16" for the network's products (autocast): quicker on GPUs, and rows of a batch
+            are then alike to that precision only, see docs/env.md.
     """
 
     needs_picture = True
@@ -110,8 +123,11 @@ class DreamWorld:
         fps: float | None = None,
         frames_per_step: int = FRAMES_PER_LATENT,
         sigmas: Sequence[float] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ):
         settings = components.settings
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
         for name, value in (("height", height), ("width", width)):
             if value is not None and value != getattr(settings, name):
                 raise ValueError(f"{name} must be {getattr(settings, name)} for this checkpoint, got {value}.")
@@ -121,6 +137,7 @@ class DreamWorld:
         self.frames_per_step = frames_per_step
         self.fps = trained_fps(fps, settings.fps)
         self.settings = settings
+        self.dtype = dtype
         self.codec = Codec(components)
         self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
         self._predict = self.codec.predict_clean(self.fps)
@@ -188,7 +205,9 @@ class DreamWorld:
         shape = (1, *window.known.shape[2:])
         noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
         detail = step_detail(self.settings.step_detail, state.step)
-        new = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)[:, -1, : RAY.start]
+        with self._precision():
+            latents = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)
+        new = latents[:, -1, : RAY.start]
 
         last = state.history[:, -1]
         rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])
@@ -206,8 +225,88 @@ class DreamWorld:
         """Return the unit of each dream, in metres (or 1 where it has no scale)."""
         return [{"unit": float(unit)} for unit in state.unit]
 
+    def branch(self, state: DreamState, rows: Sequence[int], numbers: Sequence[int] | None) -> DreamState:
+        """Return chosen dreams, with the noise of the given numbers. See `WorldModel.branch`."""
+        rows, numbers = checked_branch(len(state), rows, numbers)
+        chosen = state[rows]
+        return chosen if numbers is None else replace(chosen, branch=torch.tensor(numbers, device=state.branch.device))
+
+    def freeze(self, state: DreamState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return all of a state as arrays, and which checkpoint dreams it. See `WorldModel.freeze`."""
+        return {f.name: getattr(state, f.name).cpu().numpy().copy() for f in fields(state)}, self._about()
+
+    def thaw(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> DreamState:
+        """Undo `freeze`. See `WorldModel.thaw`."""
+        check_about(about, self._about())
+        check_arrays(arrays, self._layout())
+        for name in ("history_pose", "memory_pose"):
+            check_poses(f"the snapshot's {name}", arrays[name])
+        check_intrinsics("the snapshot's intrinsics", arrays["intrinsics"])
+        step, unit, branch = arrays["step"], arrays["unit"], arrays["branch"]
+        filled = np.arange(HISTORY) >= HISTORY - 1 - step[:, None]
+        check_rules(
+            {
+                f"step must be in 0..{BRANCHES - 1}": (step >= 0) & (step < BRANCHES),
+                f"branch must be in 0..{BRANCHES - 1}": (branch >= 0) & (branch < BRANCHES),
+                "nonce must not be negative": arrays["nonce"] >= 0,
+                f"unit must be in (0, {FAR_DEPTH:g}]": (unit > 0) & (unit <= FAR_DEPTH),
+                "unit must be 1 where lengths are not metric": arrays["metric"] | (unit == 1),
+                "history_filled must follow from step": arrays["history_filled"] == filled,
+                "memory_count must follow from step": arrays["memory_count"] == np.maximum(step + 1 - HISTORY, 0),
+            }
+        )
+        device = self.codec.device
+        return DreamState(**{name: torch.tensor(np.ascontiguousarray(a), device=device) for name, a in arrays.items()})
+
     def close(self) -> None:
         """Nothing is held beyond the weights, which go with the object."""
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "kind": "dream",
+            "height": self.height,
+            "width": self.width,
+            "fps": self.fps,
+            "frames_per_step": int(self.frames_per_step),
+            "sigmas": list(self.sigmas),
+            "dtype": self.dtype,
+            "checkpoint": self._fingerprint,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """sha256 of all that dreams follow from, as it was when first asked for: weights are not for changing."""
+        parts = self.codec.parts
+        digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+        tensors = [("prompt_embeds", parts.prompt_embeds)]
+        # Together with their shapes they tell all that may differ in the configs; a state_dict lacks the latents' mean.
+        for module in (parts.vae, parts.disparity_vae, parts.transformer):
+            tensors += sorted([*module.named_parameters(), *module.named_buffers()])
+        for name, tensor in tensors:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the type and the shape, without B, of every array of a state."""
+        latent = (DISPARITY.stop, *self.codec.latent_size)
+        poses, points = (FRAMES_PER_LATENT, 4, 4), (POINTS[0] * POINTS[1], 3)
+        return {
+            "history": ("float32", (HISTORY, *latent)),
+            "history_pose": ("float64", (HISTORY, *poses)),
+            "history_filled": ("bool", (HISTORY,)),
+            "memory": ("float16", (MEMORY, *latent)),
+            "memory_pose": ("float64", (MEMORY, *poses)),
+            "memory_points": ("float32", (MEMORY, *points)),
+            "history_points": ("float32", (HISTORY, *points)),
+            "memory_count": ("int64", ()),
+            "intrinsics": ("float64", (3, 3)),
+            "unit": ("float64", ()),
+            "metric": ("bool", ()),
+            "nonce": ("int64", ()),
+            "branch": ("int64", ()),
+            "step": ("int64", ()),
+        }
 
     def _pictures(self, starts: Sequence[Start]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return rgb (B, H, W, 3), depth (B, H, W; 0 where unknown), intrinsics (B, 3, 3) and metric (B,)."""
@@ -256,8 +355,12 @@ class DreamWorld:
         zero = torch.zeros_like(nonce)
         noise = normal_noise(nonce, zero, zero, RESET_NOISE, (1, *known.shape[2:]))
         window = Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1)
-        latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
+        with self._precision():
+            latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
         return latents[:, -1, DISPARITY]
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.codec.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def _window(self, state: DreamState, wanted: Tensor) -> Window:
         """Lay out memory, history and the wanted poses; the window's world is the last history frame."""

@@ -40,8 +40,8 @@ def stays_finite(world: DreamWorld, walk: Walk, seed: int) -> bool:
     pose = np.tile(np.eye(4), (len(state), 1, 1))
     fractions = np.arange(1, FRAMES_PER_LATENT + 1) / FRAMES_PER_LATENT
     for _ in tqdm(range(ENDURANCE_STEPS), desc="random steps", unit="step"):
-        targets = [action.target(rng.uniform(-1, 1, 6), here) for here in pose]
-        path = np.stack([interpolate_pose(a, b, fractions) for a, b in zip(pose, targets, strict=True)])
+        targets = np.stack([action.target(rng.uniform(-1, 1, 6), here) for here in pose])
+        path = interpolate_pose(pose, targets, fractions)
         state, frames = world.advance(state, path)
         pose = path[:, -1]
         if not (np.isfinite(frames.depth).all() and bool(torch.isfinite(state.history).all())):

@@ -17,7 +17,7 @@ import aether_env
 from aether_env.envs import starts
 from aether_env.envs.aether import AetherEnv
 from aether_env.envs.starts import write_start
-from aether_env.envs.tasks import Judgement
+from aether_env.envs.tasks import Judgement, Task
 from aether_env.world_model.promise import Start
 from tests.rooms import HALF_SIZE, BoxRoom
 
@@ -217,14 +217,13 @@ def test_a_step_that_fails_in_world_or_task_leaves_the_env_where_it_was():
                 raise MemoryError
             return super().advance(state, world_from_camera_BT44)
 
-    class Counting:
-        options = frozenset()
+    class Counting(Task):
         broken = False
 
-        def start(self, frames, options, np_random):
+        def start(self, opening):
             return 0, {}
 
-        def judge(self, state, frames):
+        def judge(self, state, moment):
             if self.broken:
                 raise ArithmeticError
             return state + 1, Judgement(reward=state + 1.0, terminated=state == 2, info={"count": state + 1})
@@ -246,18 +245,14 @@ def test_a_step_that_fails_in_world_or_task_leaves_the_env_where_it_was():
 
 
 def test_a_reset_that_fails_leaves_the_env_and_its_random_numbers_where_they_were():
-    class Choosy:
-        options = frozenset()
+    class Choosy(Task):
         broken = False
 
-        def start(self, frames, options, np_random):
-            draw = float(np_random.random())
+        def start(self, opening):
+            draw = float(opening.np_random.random())
             if self.broken:
                 raise ArithmeticError
             return None, {"draw": draw}
-
-        def judge(self, state, frames):
-            return None, Judgement()
 
     draws = []
     for fails in (False, True):
@@ -277,13 +272,13 @@ def test_a_reset_that_fails_leaves_the_env_and_its_random_numbers_where_they_wer
 
 
 def test_a_task_reads_the_options_it_names():
-    class Goal:
+    class Goal(Task):
         options = frozenset({"goal"})
 
-        def start(self, frames, options, np_random):
-            return options["goal"], {"goal": float(options["goal"])}
+        def start(self, opening):
+            return opening.options["goal"], {"goal": float(opening.options["goal"])}
 
-        def judge(self, state, frames):
+        def judge(self, state, moment):
             return state, Judgement(reward=state)
 
     env = AetherEnv(BoxRoom(), task=Goal())
@@ -367,7 +362,7 @@ def test_a_dream_starts_from_the_picture_it_is_given(dream, tmp_path):
     _, info = dream.reset(options={"image": picture, "depth": depth, "intrinsics": intrinsics, "scene_seed": 9})
     assert info["metric"] is True and info["scene_seed"] == 9
     np.testing.assert_allclose(info["intrinsics"], [[64, 0, 32], [0, 64, 24], [0, 0, 1]])
-    assert dream._world.starts[-1].depth.shape == (48, 64)
+    assert dream.core.world.starts[-1].depth.shape == (48, 64)
 
 
 def test_a_dream_without_any_picture_says_what_to_do(tmp_path, monkeypatch):

@@ -1,15 +1,16 @@
 """Dreaming step by step: seeds, batches, immutability, memory, scale, errors. The weights are random."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
 from aether_env.conventions import FAR_DEPTH
+from aether_env.envs.snapshots import pack, unpack
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.conditions import HISTORY
-from aether_env.world_model.promise import Start
+from aether_env.world_model.promise import BRANCHES, Start
 from aether_env.world_model.rollout import MEMORY, DreamWorld
 
 HEIGHT, WIDTH = 16, 24
@@ -133,10 +134,12 @@ def test_memory_is_shown_only_where_it_would_be_seen_again(world):
     assert world._overlap(state, away).max() == 0
 
 
-def test_long_dreams_stay_finite_and_in_range(world):
-    _, seen = walk(world, [start(0), start(1, depth=False)], [1, 2], 40)
+def test_long_dreams_stay_finite_and_in_range_and_can_be_frozen(world):
+    state, seen = walk(world, [start(0), start(1, depth=False)], [1, 2], 40)
     for frames in seen:
         assert np.isfinite(frames.depth).all() and (frames.depth > 0).all() and (frames.depth <= FAR_DEPTH).all()
+    assert (state.memory_count > MEMORY).all()
+    assert_same_states(world.thaw(*world.freeze(state)), state)
 
 
 def test_bad_starts_and_paths_are_named(world):
@@ -155,3 +158,221 @@ def test_bad_starts_and_paths_are_named(world):
 def test_settings_that_the_checkpoint_does_not_have_are_named(tiny_checkpoint, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DreamWorld(load_checkpoint(tiny_checkpoint), **bad)
+
+
+def through_bytes(world, state):
+    arrays, about = world.freeze(state)
+    return unpack(pack(arrays, {"world": about}))[0], about
+
+
+def assert_same_states(a, b):
+    for f in fields(a):
+        assert torch.equal(getattr(a, f.name), getattr(b, f.name)), f.name
+        assert getattr(a, f.name).dtype == getattr(b, f.name).dtype, f.name
+
+
+@pytest.fixture(scope="module")
+def walked(world):
+    """Two dreams after four steps, the first without scale."""
+    return walk(world, [start(0, depth=False), start(1)], [1, 2], 4)[0]
+
+
+@pytest.fixture
+def frozen(world, walked):
+    return lambda: world.freeze(walked)
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(1, 0), (1, HISTORY + 3), (3, HISTORY + 3)])
+def test_going_on_from_a_snapshot_is_the_same_as_never_having_stopped(world, batch, steps):
+    state, _ = walk(world, [start(i, depth=i != 1) for i in range(batch)], list(range(batch)), steps)
+    thawed = world.thaw(*through_bytes(world, state))
+    assert_same_states(thawed, state)
+    for step in range(steps, steps + 2):
+        state, frames = world.advance(state, forward(batch, step))
+        thawed, again = world.advance(thawed, forward(batch, step))
+        assert_same_states(thawed, state)
+        for f in fields(frames):
+            np.testing.assert_array_equal(getattr(again, f.name), getattr(frames, f.name), strict=True)
+
+
+def test_another_world_of_the_same_checkpoint_goes_on_from_a_snapshot(world, tiny_checkpoint):
+    state, _ = walk(world, [start(0)], [3], 2)
+    other = DreamWorld(load_checkpoint(tiny_checkpoint))
+    _, frames = world.advance(state, forward(1, 2))
+    _, again = other.advance(other.thaw(*through_bytes(world, state)), forward(1, 2))
+    np.testing.assert_array_equal(again.rgb, frames.rgb)
+
+
+def test_frozen_arrays_states_and_thawed_arrays_do_not_share_memory(world):
+    state, _ = walk(world, [start(0)], [3], 1)
+    arrays, about = world.freeze(state)
+    thawed = world.thaw(arrays, about)
+    for array in arrays.values():
+        array[...] = 0
+    assert_same_states(thawed, state)
+    assert_same_states(thawed, walk(world, [start(0)], [3], 1)[0])
+
+
+def test_a_snapshot_of_mini_takes_less_than_a_mebibyte():
+    world = DreamWorld.from_checkpoint("mini")
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 255, (world.height, world.width, 3), dtype=np.uint8)
+    state, _ = world.start([Start(rgb=rgb, depth=rng.uniform(1, 5, rgb.shape[:2]))], [0])
+    arrays, about = world.freeze(state)
+    assert len(pack(arrays, about)) < 2**20 - 2**16  # 64 KiB are left for pose, task and generator
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts.prompt_embeds[0, 0, :1],
+        lambda parts: parts.transformer.proj_out.weight.data[0, :1],
+        lambda parts: parts.vae.frame_out.bias.data[:1],
+        lambda parts: parts.vae.mean[-1:],
+        lambda parts: parts.disparity_vae.std[-1:],
+    ],
+)
+def test_one_other_number_in_the_weights_makes_another_checkpoint_which_is_named(frozen, tiny_checkpoint, change):
+    parts = load_checkpoint(tiny_checkpoint)
+    change(parts).add_(1e-3)
+    arrays, about = frozen()
+    theirs = about["checkpoint"]
+    with pytest.raises(ValueError, match=f"checkpoint is '{theirs}', but this world's is '(?!{theirs})[0-9a-f]{{64}}'"):
+        DreamWorld(parts).thaw(arrays, about)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"kind": "sim"}, "kind is 'sim', but this world's is 'dream'"),
+        ({"height": 64}, "height is 64, but this world's is 16"),
+        ({"fps": 10.0}, "fps"),
+        ({"frames_per_step": 1}, "frames_per_step"),
+        ({"sigmas": [1.0]}, "sigmas"),
+        ({"checkpoint": None}, "checkpoint"),
+        ({"more": 1}, "'more'"),
+    ],
+)
+def test_a_snapshot_of_another_world_is_refused_by_what_differs(world, frozen, change, named):
+    arrays, about = frozen()
+    with pytest.raises(ValueError, match=named):
+        world.thaw(arrays, about | change)
+    for name in change:
+        about.pop(name, None)
+    if "more" not in change:
+        with pytest.raises(ValueError, match=f"{next(iter(change))} is not given"):
+            world.thaw(arrays, about)
+    with pytest.raises(ValueError, match="which world"):
+        world.thaw(arrays, None)
+
+
+def test_other_noise_levels_are_another_world(frozen, tiny_checkpoint):
+    other = DreamWorld(load_checkpoint(tiny_checkpoint), sigmas=[1.0, 0.4])
+    with pytest.raises(ValueError, match=r"sigmas is \[1.0, 0.75, 0.5, 0.25\], but this world's is \[1.0, 0.4\]"):
+        other.thaw(*frozen())
+
+
+def test_each_array_that_is_missing_or_of_another_kind_is_named(world, frozen):
+    arrays, about = frozen()
+    assert set(arrays) == {
+        *("history", "history_pose", "history_filled", "history_points"),
+        *("memory", "memory_pose", "memory_points", "memory_count"),
+        *("intrinsics", "unit", "metric", "nonce", "branch", "step"),
+    }
+    for name, array in arrays.items():
+        others = [
+            None,
+            array.tolist(),
+            array[:1],
+            array[:0],
+            array[..., None],
+            array[0, 0] if array.ndim > 1 else array[0],
+            array.astype("float64" if array.dtype != "float64" else "float32"),
+            array.astype(array.dtype.newbyteorder()) if array.dtype.itemsize > 1 else array.view(np.uint8),
+        ]
+        if array.ndim > 1:
+            others.append(array[:, 1:])
+        if array.dtype.kind == "f":
+            for wrong in (np.nan, np.inf):
+                damaged = array.copy()
+                damaged.reshape(-1)[-1] = wrong
+                others.append(damaged)
+        for other in others:
+            # One array may also be blamed for another: of three lengths nobody knows which is right.
+            with pytest.raises(ValueError, match="snapshot" if other is not None else repr(name)):
+                world.thaw(arrays | {name: other}, about)
+        with pytest.raises(ValueError, match=f"no array '{name}'"):
+            world.thaw({key: value for key, value in arrays.items() if key != name}, about)
+    with pytest.raises(ValueError, match="'another'"):
+        world.thaw(arrays | {"another": arrays["unit"]}, about)
+    world.thaw(arrays, about)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "named"),
+    [
+        ("history_pose", (1, 0, 0, 0, 0), 3.0, "history_pose must be rigid"),
+        ("memory_pose", (1, MEMORY - 1, 3, 3, 3), 2.0, "memory_pose must have the bottom row"),
+        ("intrinsics", (1, 0, 0), -20.0, "intrinsics must have positive"),
+        ("unit", 1, 0.0, "unit must be in"),
+        ("unit", 1, 1e30, "unit must be in"),
+        ("unit", 0, 2.0, "unit must be 1 where"),
+        ("nonce", 1, -1, "nonce"),
+        ("branch", 1, -1, "branch"),
+        ("branch", 1, BRANCHES, "branch"),
+        ("step", 1, -1, "step must be in"),
+        ("step", 1, BRANCHES, "step must be in"),
+        ("step", 1, np.iinfo(np.int64).max, "step must be in"),
+        ("step", 1, 1, "history_filled"),
+        ("step", 1, 5, "memory_count"),
+        ("history_filled", (1, 0), False, "history_filled"),
+        ("memory_count", 1, -1, "memory_count"),
+        ("memory_count", 1, MEMORY + 5, "memory_count"),
+    ],
+)
+def test_a_state_that_no_dream_comes_to_is_refused(world, frozen, name, place, value, named):
+    arrays, about = frozen()
+    world.thaw(arrays, about)
+    arrays[name][place] = value
+    with pytest.raises(ValueError, match=f"the snapshot's {named}"):
+        world.thaw(arrays, about)
+
+
+def test_branches_with_one_number_dream_alike_and_with_another_otherwise(world, walked):
+    state, before = walked, {name: value.clone() for name, value in vars(walked).items()}
+    branches = world.branch(state, [1, 0, 1, 1, 1], [7, 0, 7, 8, 0])
+    after, _ = world.advance(branches, forward(5, 4))
+    reference, _ = world.advance(state, forward(2, 4))
+    new = after.history[:, -1]
+    torch.testing.assert_close(new[2], new[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(new[[1, 4]], reference.history[:, -1], atol=1e-5, rtol=0)
+    for a, b in ((0, 3), (0, 4), (3, 4)):
+        assert (new[a] - new[b]).abs().max() > 0.1
+    for name, value in before.items():
+        assert torch.equal(getattr(state, name), value), name
+
+
+def test_branches_without_numbers_keep_the_noise_of_their_rows(world, walked):
+    state = world.branch(walked, [0, 1], [5, 2**32 - 1])
+    picked = world.branch(state, np.array([1, 1, 0]), None)
+    assert_same_states(picked, state[[1, 1, 0]])
+    assert picked.branch.tolist() == [2**32 - 1, 2**32 - 1, 5]
+    assert_same_states(world.thaw(*through_bytes(world, picked)), picked)
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "named"),
+    [
+        ([], None, "rows must name at least one"),
+        ([2], None, r"rows must be whole numbers in 0..1, got 2"),
+        ([-1], None, "rows"),
+        ([True], None, "rows"),
+        ([0.0], None, "rows"),
+        ([0, 1], [1], "numbers must be one for each of 2 rows, or None, got 1"),
+        ([0], [2**32], "numbers"),
+        ([0], [-1], "numbers"),
+    ],
+)
+def test_branches_that_there_are_not_are_named(world, walked, rows, numbers, named):
+    with pytest.raises(ValueError, match=named):
+        world.branch(walked, rows, numbers)
