@@ -80,7 +80,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         render_mode: RenderMode | None = None,
         **settings: Any,
     ) -> None:
-        if render_mode not in (None, "rgb_array", "rgb_array_list"):
+        if not isinstance(render_mode, str | None) or render_mode not in (None, "rgb_array", "rgb_array_list"):
             raise ValueError(f"render_mode must be None, 'rgb_array' or 'rgb_array_list'; got {render_mode!r}.")
         self._arguments = {"world": world, "render_mode": render_mode, **settings}
         self.core = EnvCore(world, goal_keys=self._goal_keys, **settings)
@@ -227,6 +227,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         """Return an env of its own over the same world: weights are not copied, episodes never change."""
         twin = type(self)(**self._arguments | {"world": self.core.world})
         twin._arguments, twin.spec = self._arguments, deepcopy(self.spec, memo)
+        twin.action_space = deepcopy(self.action_space, memo)  # it draws random actions
         twin._np_random, twin._np_random_seed = deepcopy(self._np_random, memo), self._np_random_seed
         twin._episode, twin._unseen_frames = self._episode, list(self._unseen_frames)
         return twin
@@ -237,18 +238,19 @@ class AetherEnv(gym.Env[Observation, Any]):
         Raises:
             ValueError: The world was given as an object, which need not fit into bytes.
         """
-        if not self.core.owns_world:
+        if not isinstance(self._arguments["world"], str):
             raise ValueError("an env can be pickled only where its world is a name; pickle env.snapshot() instead.")
         return {
             "arguments": self._arguments,
             "spec": self.spec,
+            "action_space": self.action_space,
             "random": (self._np_random, self._np_random_seed),
             "episode": None if self._episode is None else self.snapshot(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, **state["arguments"])
-        self.spec = state["spec"]
+        self.spec, self.action_space = state["spec"], state["action_space"]
         if state["episode"] is not None:
             self.restore(state["episode"])
         self._np_random, self._np_random_seed = state["random"]

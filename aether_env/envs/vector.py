@@ -58,7 +58,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if max_episode_steps is not None:
             _check_whole("max_episode_steps", max_episode_steps)
         mode = _mode(autoreset_mode)
-        if render_mode not in (None, "rgb_array"):
+        if not isinstance(render_mode, str | None) or render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array' for a vector env, got {render_mode!r}.")
         core = EnvCore(world, goal_keys=self._goal_keys, **settings)
         self._set_up(core, int(num_envs), max_episode_steps, mode, render_mode)

@@ -33,10 +33,10 @@ class Codec:
         """Rows and columns of a latent step."""
         return self.parts.settings.height // CELL, self.parts.settings.width // CELL
 
-    def predict_clean(self, fps: float) -> CleanPrediction:
+    def predict_clean(self, fps: float, *, bf16: bool = False) -> CleanPrediction:
         """Return the transformer as a function, for pictures `fps` frames per second apart."""
-        parts = self.parts
-        return CleanPrediction(parts.transformer, parts.prompt_embeds, fps, parts.transformer.config.attention_head_dim)
+        net = self.parts.transformer
+        return CleanPrediction(net, self.parts.prompt_embeds, fps, net.config.attention_head_dim, bf16=bf16)
 
     def unit(self, depth: Tensor) -> Tensor:
         """Return the length unit (B,) of first frames' depth (B, H, W), metres, not finite or <= 0 where unknown."""

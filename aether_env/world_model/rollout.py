@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +99,17 @@ class DreamState:
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Keep convolutions in float32: PyTorch lets them round to TF32 on GPUs, and batches of other sizes differently."""
+    usual = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = usual
+
+
 class DreamWorld:
     """The WorldModel promise kept by a checkpoint.
 
@@ -108,8 +120,8 @@ class DreamWorld:
         fps: Frames per second; must be the checkpoint's.
         frames_per_step: Must be 4.
         sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
-        dtype: "float32", or "bfloat16" for the network's products (autocast): quicker on GPUs, and rows of a batch
-            are then alike to that precision only, see docs/env.md.
+        dtype: Of the network: "float32", or "bfloat16" (autocast), quicker on GPUs; rows of a batch are then alike to
+            that precision only, see docs/env.md.
     """
 
     needs_picture = True
@@ -140,7 +152,7 @@ class DreamWorld:
         self.dtype = dtype
         self.codec = Codec(components)
         self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
-        self._predict = self.codec.predict_clean(self.fps)
+        self._predict = self.codec.predict_clean(self.fps, bf16=dtype == "bfloat16")
         self._scheduler = components.scheduler
 
     @classmethod
@@ -149,6 +161,7 @@ class DreamWorld:
         return cls(load_checkpoint(model, device), **kwargs)
 
     @torch.inference_mode()
+    @_exact_convolutions()
     def start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[DreamState, Frames]:
         """Begin B dreams from pictures, with or without depth. See `WorldModel.start`."""
         device, batch = self.codec.device, len(starts_B)
@@ -192,6 +205,7 @@ class DreamWorld:
         return state, self._frames(rgb[:, None], depth[:, None], pose[:, -1:], state)
 
     @torch.inference_mode()
+    @_exact_convolutions()
     def advance(self, state: DreamState, world_from_camera_BT44: np.ndarray) -> tuple[DreamState, Frames]:
         """Dream the next four frames. See `WorldModel.advance`."""
         device, batch = self.codec.device, len(state)
@@ -205,9 +219,7 @@ class DreamWorld:
         shape = (1, *window.known.shape[2:])
         noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
         detail = step_detail(self.settings.step_detail, state.step)
-        with self._precision():
-            latents = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)
-        new = latents[:, -1, : RAY.start]
+        new = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)[:, -1, : RAY.start]
 
         last = state.history[:, -1]
         rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])
@@ -355,12 +367,8 @@ class DreamWorld:
         zero = torch.zeros_like(nonce)
         noise = normal_noise(nonce, zero, zero, RESET_NOISE, (1, *known.shape[2:]))
         window = Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1)
-        with self._precision():
-            latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
+        latents = denoise(self._predict, self._scheduler, window, noise, list(self.settings.reconstruct_sigmas))
         return latents[:, -1, DISPARITY]
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.codec.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def _window(self, state: DreamState, wanted: Tensor) -> Window:
         """Lay out memory, history and the wanted poses; the window's world is the last history frame."""
