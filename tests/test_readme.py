@@ -16,6 +16,17 @@ def test_the_first_python_block_runs_as_written(capsys):
     assert capsys.readouterr().out.startswith("(64, 96, 3) (64, 96, 1)")
 
 
+def test_the_python_of_the_environments_page_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    page = (ROOT / "docs" / "env.md").read_text()
+    told = {"__name__": "__main__"}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/env.md", "exec"), told)
+    assert (
+        told["data"].total_steps == 3 and (told["observation"]["rgb"] == told["data"][0].observations["rgb"][2]).all()
+    )
+
+
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
     assert {"demo", "test"} <= targets

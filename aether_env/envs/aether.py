@@ -213,9 +213,10 @@ class AetherEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: There is no episode yet.
             ValueError: n is no whole number >= 1, or the world cannot branch.
         """
-        from aether_env.envs.vector import AetherVectorEnv
+        from aether_env.envs.vector import AetherGoalVectorEnv, AetherVectorEnv
 
-        return AetherVectorEnv.of_branches(self.core, self._running("branch"), 0, self.np_random, n, reseed=reseed)
+        kind = AetherGoalVectorEnv if self._goal_keys else AetherVectorEnv
+        return kind.of_branches(self.core, self._running("branch"), 0, self.np_random, n, reseed=reseed)
 
     def close(self) -> None:
         """Free the world; may be called again. A closed env cannot be used any more."""

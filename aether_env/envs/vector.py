@@ -205,7 +205,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def branch(self, row: int, n: int, *, reseed: bool = False) -> AetherVectorEnv:
         """Return n copies of one row that can be stepped together, as `AetherEnv.branch`."""
         episodes, row = self._running("branch"), self._row(row)
-        return AetherVectorEnv.of_branches(self.core, episodes, row, self._generators[row], n, reseed=reseed)
+        return type(self).of_branches(self.core, episodes, row, self._generators[row], n, reseed=reseed)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

@@ -386,3 +386,11 @@ def test_fifty_envs_opened_and_closed_need_no_more_memory_than_ten(tiny_checkpoi
     assert len(megabytes) == 50
     # Scenes of many sizes leave about 8. Weights that stayed would leave 45, renderers 1700.
     assert megabytes[-1] - megabytes[9] < 20
+
+
+def test_branches_of_goal_envs_are_goal_envs():
+    env = gym.make("AetherGoal-v0", world=BoxRoom(8, 12)).unwrapped
+    observation, _ = env.reset(seed=0)
+    goal = observation["desired_goal"]
+    for branches in (env.branch(2), env.branch(2).branch(1, 2)):
+        assert branches.compute_reward(goal, goal, {}) == 0.0

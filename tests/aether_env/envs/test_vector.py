@@ -537,6 +537,7 @@ def test_restoring_lets_an_ended_row_go_on():
             env.step(action)
         env.restore(row, saved[row])
     assert env.step(action)[3].all()
+    assert env.np_random_seed == (-1, -1, -1), "a generator from a snapshot has no seed that is known"
 
 
 def test_what_is_no_snapshot_of_this_env_is_refused_and_changes_nothing():
