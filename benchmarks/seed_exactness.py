@@ -1,6 +1,6 @@
 """How far a dream in a batch is from the same dream alone, which has the same seed, start and actions.
 
-    python benchmarks/seed_exactness.py                    # about 40 seconds on two cores
+    python benchmarks/seed_exactness.py                    # about 30 seconds of one core
     python benchmarks/seed_exactness.py --device cuda:0 --out seed_exactness.json
 
 Batches round otherwise than single rows. "latents" are differences of normalised latents, "levels" of 8-bit colours,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -110,6 +110,13 @@ def _exact_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = usual
 
 
+def _row_by_row(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return what is encoded of a batch, on a CPU row by row: there convolutions of large batches round differently."""
+    if inputs[0].is_cuda:
+        return encode(*inputs)
+    return torch.cat([encode(*(one[row : row + 1] for one in inputs)) for row in range(len(inputs[0]))])
+
+
 class DreamWorld:
     """The WorldModel promise kept by a checkpoint.
 
@@ -175,8 +182,8 @@ class DreamWorld:
         zero = torch.zeros_like(nonce)
         height, width = self.codec.latent_size
         latents = torch.zeros(batch, 32, height, width, device=device)
-        latents[:, COLOUR] = self.codec.encode_colour(at_rest(rgb))[:, 0]
-        latents[:, DISPARITY] = self.codec.encode_depth(at_rest(depth), unit.float())[:, 0]
+        latents[:, COLOUR] = _row_by_row(self.codec.encode_colour, at_rest(rgb))[:, 0]
+        latents[:, DISPARITY] = _row_by_row(self.codec.encode_depth, at_rest(depth), unit.float())[:, 0]
         if not bool(metric.all()):
             dreamt = self._dream_disparity(latents[:, COLOUR], intrinsics, unit, nonce)
             latents[:, DISPARITY] = torch.where(metric[:, None, None, None], latents[:, DISPARITY], dreamt)

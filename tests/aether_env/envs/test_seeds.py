@@ -20,7 +20,7 @@ LATENTS = 1e-5
 LEVELS = 1
 """Largest difference of 8-bit colours."""
 DEPTH = 1e-3
-"""Largest relative difference of depth."""
+"""Largest relative difference of depth, and of the surfaces that follow from it."""
 LIMIT = 3
 """Steps of an episode where episodes follow one another."""
 SIM = {"world": "sim", "height": 16, "width": 24}
@@ -29,9 +29,9 @@ SIM = {"world": "sim", "height": 16, "width": 24}
 @pytest.fixture(scope="module")
 def dream(tiny_checkpoint):
     """A lone env and vector envs of 2, 3 and 16 rows, each with weights that it loaded itself."""
-    settings = {"model": str(tiny_checkpoint)}
-    return AetherEnv(**settings), {
-        size: AetherVectorEnv(size, autoreset_mode="disabled", **settings) for size in (2, 3, 16)
+    model = str(tiny_checkpoint)
+    return AetherEnv(model=model), {
+        size: AetherVectorEnv(size, autoreset_mode="disabled", model=model) for size in (2, 3, 16)
     }
 
 
