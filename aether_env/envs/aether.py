@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 
-from aether_env.envs.core import EnvCore, Episodes, Observation, info_of
+from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
 from aether_env.envs.goals import GoalTask
 from aether_env.world_model.promise import Frames, WorldModel
 
@@ -120,7 +120,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         # Drawn from a copy: what the env draws next does not depend on a reset that fails.
         generator, number = self._np_random, self._np_random_seed
         if seed is not None or generator is None:
-            generator, number = seeding.np_random(seed)
+            generator, number = seeding.np_random(None if seed is None else checked_seed(seed))
         generator = deepcopy(generator)
         episode, shared, own = self.core.begin([options or {}], [generator])
         observation, info = self._row(self.core.observe(episode)), info_of(0, shared, own)
@@ -203,7 +203,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         Args:
             n: Copies.
             reseed: False: all dream with the same noise, so that they differ by their actions alone. True: each dreams
-                its own future.
+                its own future; the same n futures whenever asked from this moment. The simulator has but one.
 
         Returns:
             A vector env over the same world, without limit of steps; finished rows wait for `reset`. Closing it leaves

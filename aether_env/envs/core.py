@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -38,6 +39,10 @@ DepthFormat = Literal["metres", "inverse_uint8"]
 OnCollision = Literal["stop", "end", "pass"]
 
 _PICTURE_OPTIONS = ("image", "depth", "intrinsics")
+_SPARE = 0.05
+"""Of its radius: how much farther from a surface a camera stops."""
+_LOOK_STEPS = 100
+"""Env steps to what a task wants to see from elsewhere, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,7 +154,9 @@ class EnvCore:
             raise ValueError(f"task must be a GoalTask for a goal env (or 'pose', 'image', 'depth'), got {task!r}.")
         if isinstance(self.task, GoalTask) and goal_keys:
             self.task = self.task.for_relabelling()
-        self.max_translation, self.max_rotation = max_translation, max_rotation
+        # A mode that is an object brings its own limits.
+        self.max_translation = float(getattr(self.action_mode, "max_translation", max_translation))
+        self.max_rotation = float(getattr(self.action_mode, "max_rotation", max_rotation))
         self.far, self.near = float(far), float(near)
         self.obs_mode, self.depth_format = obs_mode, depth_format
         self.frames_in_info, self.goal_keys = frames_in_info, goal_keys
@@ -258,6 +265,10 @@ class EnvCore:
             radius = np.full(len(episodes), self.camera_radius)
             free = free_fraction(episodes.surfaces, start, wanted, radius)
             collided = free < 1
+            # A little before the surface: its points are a sample, and a camera that touches it could not slide along.
+            way = np.linalg.norm(wanted[:, :3, 3] - start[:, :3, 3], axis=-1)
+            short = _SPARE * self.camera_radius / np.maximum(way, 1e-9)
+            free = np.where(collided, np.maximum(free - short, 0.0), free)
             wanted[:, :3, 3] = start[:, :3, 3] + free[:, None] * (wanted[:, :3, 3] - start[:, :3, 3])
         fractions = np.arange(1, self.frames_per_step + 1) / self.frames_per_step
         state, frames = self.world.advance(episodes.state, interpolate_pose(start, wanted, fractions))
@@ -292,7 +303,7 @@ class EnvCore:
             rewards=np.array([float(judgement.reward) for _, judgement in judged]),
             terminated=ended | (collided & (self.on_collision == "end")),
             shared=shared,
-            own=self._with_world(now, [dict(judgement.info) for _, judgement in judged]),
+            own=self._with_world(now, [_with_sb3_name(judgement.info) for _, judgement in judged]),
         )
 
     def join(self, parts: Sequence[Episodes], order: Sequence[int]) -> Episodes:
@@ -341,7 +352,8 @@ class EnvCore:
         arrays |= {name: getattr(one, name) for name in ("world_from_camera", "surfaces", "steps", "render_near")}
         about = {
             "world": about_world,
-            "task": {"class": _name_of(self.task), "state": about_task},
+            "task": {"name": _name_of(self.task), "state": about_task},
+            "on_collision": self.on_collision,
             "scene_seed": one.scene_seeds[0],
             "rng": generator_state(generator),
         }
@@ -360,8 +372,10 @@ class EnvCore:
         try:
             of_world = {name[6:]: array for name, array in arrays.items() if name.startswith("world.")}
             of_task = {name: array for name, array in arrays.items() if name.startswith("task.")}
-            if about["task"]["class"] != _name_of(self.task):
-                raise ValueError(f"it is of the task {about['task']['class']}, this env has {_name_of(self.task)}.")
+            if about["task"]["name"] != _name_of(self.task):
+                raise ValueError(f"it is of the task {about['task']['name']}, this env has {_name_of(self.task)}.")
+            if about["on_collision"] != self.on_collision:
+                raise ValueError(f"it is of on_collision={about['on_collision']!r}, not {self.on_collision!r}.")
             state = world.thaw(of_world, about["world"])
             task = unflatten(of_task, about["task"]["state"])
             last = Frames(**{f.name: arrays[f"last.{f.name}"] for f in fields(Frames)})
@@ -378,6 +392,7 @@ class EnvCore:
             )
             generator = restored_generator(about["rng"])
             self._check_restored(episodes)
+            self.observe(episodes)  # a task's state of another form shows here
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"snapshot lacks something or holds it in another form: {error!r}.") from error
         except ValueError as error:
@@ -559,6 +574,11 @@ class _Look:
         way, turn = float(np.linalg.norm(there[:3, 3])), float(rotation_angle(there[:3, :3]))
         limits = (core.max_translation or math.inf, core.max_rotation or math.inf)
         steps = max(1, math.ceil(max(way / limits[0], turn / limits[1])))
+        if steps > _LOOK_STEPS:
+            raise ValueError(
+                f"a pose to look from must be within {_LOOK_STEPS} steps of the start, {way:g} metres (or units) and "
+                f"{turn:g} radians are {steps}; raise max_translation and max_rotation, or choose a nearer one."
+            )
         path = interpolate_pose(
             np.eye(4), there, np.arange(1, steps * core.frames_per_step + 1) / (steps * core.frames_per_step)
         )
@@ -596,7 +616,26 @@ def _last_poses(frames: Frames) -> np.ndarray:
 
 
 def _name_of(task: Task) -> str:
+    """Return what a task is; of a dataclass, whose form tells them, with its settings."""
+    if is_dataclass(task):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(task))  # an object's place in memory is no setting
     return f"{type(task).__module__}.{type(task).__qualname__}"
+
+
+def _with_sb3_name(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's info; success also by the name under which Stable-Baselines3 counts it."""
+    return dict(info) | ({"is_success": info["success"]} if "success" in info else {})
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed.
+
+    Raises:
+        ValueError: It is no whole number >= 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
+    return int(seed)
 
 
 def _make_world(

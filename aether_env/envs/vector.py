@@ -12,7 +12,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from aether_env.envs.core import EnvCore, Episodes, Observation, info_of
+from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
 from aether_env.envs.goals import GoalTask
 from aether_env.world_model.promise import WorldModel
 
@@ -181,8 +181,16 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return tuple(self.core.picture(episodes.last, row, -1, near[row]) for row in range(self.num_envs))
 
     def snapshot(self, row: int) -> bytes:
-        """Return all that one row is, as `AetherEnv.snapshot`; an `AetherEnv` restores it as well."""
-        return self.core.snapshot(self._running("snapshot"), self._row(row), self._generators[row])
+        """Return all that one row is, as `AetherEnv.snapshot`; an `AetherEnv` restores it as well.
+
+        Its count of steps, by which `max_episode_steps` truncates, is in it.
+
+        Raises:
+            gymnasium.error.ResetNeeded: There is no episode yet, or the row has ended.
+            ValueError: There is no such row, or it cannot be put into bytes.
+        """
+        episodes, row = self._running("snapshot"), self._unended(row)
+        return self.core.snapshot(episodes, row, self._generators[row])
 
     def restore(self, row: int, data: bytes) -> Observation:
         """Let one row go on where a snapshot was taken, of this or another row, or of an `AetherEnv`.
@@ -203,8 +211,13 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return observations
 
     def branch(self, row: int, n: int, *, reseed: bool = False) -> AetherVectorEnv:
-        """Return n copies of one row that can be stepped together, as `AetherEnv.branch`."""
-        episodes, row = self._running("branch"), self._row(row)
+        """Return n copies of one row that can be stepped together, as `AetherEnv.branch`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: There is no episode yet, or the row has ended.
+            ValueError: There is no such row, n is no whole number >= 1, or the world cannot branch.
+        """
+        episodes, row = self._running("branch"), self._unended(row)
         return type(self).of_branches(self.core, episodes, row, self._generators[row], n, reseed=reseed)
 
     @property  # type: ignore[misc]
@@ -291,15 +304,11 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if isinstance(seed, np.ndarray):
             seed = seed.tolist()
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-            return [int(seed) + row for row in range(self.num_envs)] if seed >= 0 else _bad_seed(seed)
+            return [checked_seed(seed) + row for row in range(self.num_envs)]
         seeds = list(seed) if isinstance(seed, list | tuple) else _bad_seed(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must be one for each of {self.num_envs} rows, got {len(seeds)}.")
-        for number in seeds:
-            whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-            if number is not None and not (whole and number >= 0):
-                _bad_seed(number)
-        return [None if number is None else int(number) for number in seeds]
+        return [None if number is None else checked_seed(number) for number in seeds]
 
     def _actions(self, actions: Any) -> list[Any]:
         try:
@@ -309,6 +318,12 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if len(each) != self.num_envs:
             raise ValueError(f"actions must be {self.num_envs} batched actions, got {len(each)}.")
         return each
+
+    def _unended(self, row: int) -> int:
+        row = self._row(row)
+        if self._ended[row]:
+            raise gym.error.ResetNeeded(f"row {row} has ended; there is nothing to go on with before it is reset.")
+        return row
 
     def _row(self, row: int) -> int:
         if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < self.num_envs:

@@ -446,3 +446,24 @@ def test_every_public_name_is_there():
         assert getattr(aether_env, name).__name__ == name
     with pytest.raises(AttributeError, match="AetherEnv"):
         _ = aether_env.Aether
+
+
+def test_a_camera_that_a_wall_has_stopped_can_move_along_it():
+    env = AetherEnv(BoxRoom(64, 96), camera_radius=0.7)  # the room itself keeps the camera 0.6 m from this wall
+    env.reset(seed=0)
+    for _ in range(30):
+        *_, info = env.step(FORWARD)
+    assert info["collided"] and 0.7 <= HALF_SIZE[2] - info["world_from_camera"][2, 3] < 0.75
+    stopped = info["world_from_camera"][:3, 3]
+    for _ in range(5):
+        *_, info = env.step(np.array([1, 0, 0, 0, 0, 0], np.float32))
+        assert not info["collided"]
+    np.testing.assert_allclose(info["world_from_camera"][:3, 3] - stopped, [1.5, 0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "7"])
+def test_a_bad_seed_is_named_and_numpys_numbers_are_good_ones(env, seed):
+    first, _ = env.reset(seed=np.int64(3))
+    with pytest.raises(ValueError, match="seed must be a whole number >= 0"):
+        env.reset(seed=seed)
+    assert_same(first, env.reset(seed=3)[0])

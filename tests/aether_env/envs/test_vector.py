@@ -42,6 +42,11 @@ class Timed(Task):
         return state | {"count": count}, Judgement(reward=count + moment.moved, terminated=done, info=info)
 
 
+def everything(env: AetherVectorEnv) -> list[bytes]:
+    """Return all that the rows are, of ended ones too."""
+    return [env.core.snapshot(env._episodes, row, env._generators[row]) for row in range(env.num_envs)]
+
+
 def make(num_envs=3, *, mode="disabled", world=None, task=None, limit=LIMIT, **settings) -> AetherVectorEnv:
     return AetherVectorEnv(
         num_envs,
@@ -249,7 +254,7 @@ def test_what_is_handed_out_belongs_to_the_caller(form, mode):
         clear(results[0])
         clear(env.render())
         assert_same(env.render(), twin.render())
-        assert [env.snapshot(row) for row in range(3)] == [twin.snapshot(row) for row in range(3)]
+        assert everything(env) == everything(twin)
         if mode == "disabled" and np.any(results[1][2:4]):
             assert_same(env.reset(), twin.reset())
         results = [each.step(action) for each in (env, twin)]
@@ -698,7 +703,7 @@ def test_wherever_a_step_or_a_reset_fails_nothing_has_changed(mode, error):
                 fuse.left = -1
 
     def state():
-        return [env.snapshot(row) for row in range(3)], env._ended.tolist()
+        return everything(env), env._ended.tolist()
 
     results = [insist(lambda: env.reset(seed=3))]
     expected = [twin.reset(seed=3)]
@@ -983,3 +988,14 @@ def test_all_ways_to_vectorise_show_the_same_frames(way):
         results.append([env.reset(seed=4), *(env.step(action) for action in actions_of(env, 1))])
         env.close()
     assert_same(*results)
+
+
+def test_a_row_that_has_ended_has_nothing_to_go_on_with():
+    env = AetherVectorEnv(2, world=BoxRoom(8, 12), max_episode_steps=1, autoreset_mode="disabled")
+    env.reset(seed=0)
+    env.step(np.zeros((2, 6)))
+    for call in (lambda: env.snapshot(0), lambda: env.branch(1, 2)):
+        with pytest.raises(gym.error.ResetNeeded, match="has ended"):
+            call()
+    env.reset(options={"reset_mask": np.array([True, False])})
+    assert env.branch(0, 2).num_envs == 2 and env.snapshot(0)
