@@ -123,7 +123,7 @@ class GoalTask(Task, ABC):
         if self.collision_penalty:
             raise ValueError(
                 f"collision_penalty must be 0 in a goal env, got {self.collision_penalty}: relabelled steps do not "
-                "know of collisions."
+                "know of collisions; on_collision='stop' keeps the camera from walls all the same."
             )
         return self
 
