@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    "aether_env.conventions", "aether_env.files", "aether_env.camera", "aether_env.raymap", "aether_env.disparity",
+    "aether_env.conventions", "aether_env.files", "aether_env.devices", "aether_env.camera", "aether_env.raymap",
+    "aether_env.disparity",
     "aether_env.trajectory",
     "aether_env.pointcloud", "aether_env.path_metrics", "aether_env.metrics", "aether_env.depth_protocol",
     "aether_env.pictures", "aether_env.videos", "aether_env.paths", "aether_env.visual",

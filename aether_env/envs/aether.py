@@ -11,6 +11,7 @@ from gymnasium.utils import seeding
 
 from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
 from aether_env.envs.goals import GoalTask
+from aether_env.envs.keeping import restored, snapshot
 from aether_env.world_model.promise import Frames, WorldModel
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class AetherEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: There is no episode yet.
             ValueError: The world or the task's state cannot be put into bytes.
         """
-        return self.core.snapshot(self._running("snapshot"), 0, self.np_random)
+        return snapshot(self.core, self._running("snapshot"), 0, self.np_random)
 
     def restore(self, data: bytes) -> tuple[Observation, dict[str, Any]]:
         """Go back to where a snapshot was taken; what follows is as if it had never been left.
@@ -190,7 +191,7 @@ class AetherEnv(gym.Env[Observation, Any]):
         Raises:
             ValueError: Foreign, damaged or truncated bytes, or those of another world or task; the env stays as it was.
         """
-        episode, generator = self.core.restored(data)
+        episode, generator = restored(self.core, data)
         observation = self._row(self.core.observe(episode))
         info = info_of(0, *self.core.infos(episode))
         self._episode, self._np_random, self._np_random_seed = episode, generator, -1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
 
 from aether_env.camera import (
-    check_intrinsics,
     check_poses,
     interpolate_pose,
     make_pose,
@@ -26,9 +23,9 @@ from aether_env.conventions import FAR_DEPTH
 from aether_env.envs.actions import ActionMode, make_action_mode
 from aether_env.envs.collisions import add_view, free_fraction, no_surfaces
 from aether_env.envs.goals import GoalTask, make_task
-from aether_env.envs.snapshots import flatten, generator_state, pack, restored_generator, unflatten, unpack
 from aether_env.envs.starts import load_start, start_names
 from aether_env.envs.tasks import Moment, Opening, Task
+from aether_env.envs.worlds import make_world
 from aether_env.pictures import DEFAULT_HORIZONTAL_FOV, fit_picture, inverse_depth_levels, read_picture
 from aether_env.visual import colour_depth
 from aether_env.world_model.promise import Frames, RolloutState, Start, WorldModel
@@ -38,6 +35,8 @@ ObsMode = Literal["rgbd", "rgbd_uint8"]
 DepthFormat = Literal["metres", "inverse_uint8"]
 OnCollision = Literal["stop", "end", "pass"]
 
+NUMBERS = ("world_from_camera", "surfaces", "steps", "render_near")
+"""The arrays of `Episodes`."""
 _PICTURE_OPTIONS = ("image", "depth", "intrinsics")
 _SPARE = 0.05
 """Of its radius: how much farther from a surface a camera stops."""
@@ -74,11 +73,8 @@ class Episodes:
             state=self.state[chosen],
             tasks=tuple(self.tasks[row] for row in chosen),
             scene_seeds=tuple(self.scene_seeds[row] for row in chosen),
-            **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name in _ARRAYS},
+            **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name in ("last", *NUMBERS)},
         )
-
-
-_ARRAYS = ("world_from_camera", "last", "surfaces", "steps", "render_near")
 
 
 class Stepped(NamedTuple):
@@ -167,7 +163,7 @@ class EnvCore:
         self._world: WorldModel | None
         if isinstance(world, str):
             size = {"height": height, "width": width, "fps": fps, "frames_per_step": frames_per_step}
-            self._world = _make_world(
+            self._world = make_world(
                 world, model=model, size=size, horizontal_fov=horizontal_fov, split=split, device=device, dtype=dtype
             )
         elif hasattr(world, "advance") and not isinstance(world, type):
@@ -314,10 +310,7 @@ class EnvCore:
             last=_joined([part.last for part in parts]),
             tasks=tuple(task for part in parts for task in part.tasks),
             scene_seeds=tuple(seed for part in parts for seed in part.scene_seeds),
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts])
-                for name in ("world_from_camera", "surfaces", "steps", "render_near")
-            },
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in NUMBERS},
         )
         return whole[order]
 
@@ -334,95 +327,6 @@ class EnvCore:
     def picture(self, frames: Frames, row: int, t: int, near: float) -> np.ndarray:
         """Return colour beside coloured depth, (H, 2W, 3) uint8."""
         return np.concatenate([frames.rgb[row, t], colour_depth(frames.depth[row, t], near)], axis=1)
-
-    def snapshot(self, episodes: Episodes, row: int, generator: np.random.Generator) -> bytes:
-        """Return one episode and its generator as bytes: `restored` goes on as if it had never stopped.
-
-        Raises:
-            ValueError: The world or the task's state cannot be put into bytes.
-        """
-        one = episodes[[row]]
-        world = self.world
-        if not hasattr(world, "freeze"):
-            raise ValueError(f"snapshot needs a world with freeze and thaw, which {type(world).__name__} has not.")
-        of_world, about_world = world.freeze(one.state)
-        of_task, about_task = flatten(one.tasks[0], "task")
-        arrays = {f"world.{name}": array for name, array in of_world.items()}
-        arrays |= of_task | {f"last.{f.name}": getattr(one.last, f.name) for f in fields(Frames)}
-        arrays |= {name: getattr(one, name) for name in ("world_from_camera", "surfaces", "steps", "render_near")}
-        about = {
-            "world": about_world,
-            "task": {"name": _name_of(self.task), "state": about_task},
-            "on_collision": self.on_collision,
-            "scene_seed": one.scene_seeds[0],
-            "rng": generator_state(generator),
-        }
-        return pack(arrays, about)
-
-    def restored(self, data: bytes) -> tuple[Episodes, np.random.Generator]:
-        """Return what `snapshot` kept.
-
-        Raises:
-            ValueError: Foreign, damaged or truncated bytes, or those of another world, task or size.
-        """
-        arrays, about = unpack(data)
-        world = self.world
-        if not hasattr(world, "thaw"):
-            raise ValueError(f"restore needs a world with freeze and thaw, which {type(world).__name__} has not.")
-        try:
-            of_world = {name[6:]: array for name, array in arrays.items() if name.startswith("world.")}
-            of_task = {name: array for name, array in arrays.items() if name.startswith("task.")}
-            if about["task"]["name"] != _name_of(self.task):
-                raise ValueError(f"it is of the task {about['task']['name']}, this env has {_name_of(self.task)}.")
-            if about["on_collision"] != self.on_collision:
-                raise ValueError(f"it is of on_collision={about['on_collision']!r}, not {self.on_collision!r}.")
-            state = world.thaw(of_world, about["world"])
-            task = unflatten(of_task, about["task"]["state"])
-            last = Frames(**{f.name: arrays[f"last.{f.name}"] for f in fields(Frames)})
-            seed = about["scene_seed"]
-            episodes = Episodes(
-                state=state,
-                world_from_camera=check_poses("world_from_camera", arrays["world_from_camera"]),
-                last=last,
-                surfaces=arrays["surfaces"],
-                tasks=(task,),
-                scene_seeds=(None if seed is None else int(seed),),
-                steps=arrays["steps"],
-                render_near=arrays["render_near"],
-            )
-            generator = restored_generator(about["rng"])
-            self._check_restored(episodes)
-            self.observe(episodes)  # a task's state of another form shows here
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"snapshot lacks something or holds it in another form: {error!r}.") from error
-        except ValueError as error:
-            raise ValueError(f"snapshot does not fit this env: {error}") from error
-        return episodes, generator
-
-    def branches(
-        self, episodes: Episodes, row: int, generator: np.random.Generator, count: int, *, reseed: bool
-    ) -> tuple[Episodes, list[np.random.Generator]]:
-        """Return one episode `count` times, and a generator for each; see `AetherEnv.branch`.
-
-        Raises:
-            ValueError: `count` is no whole number >= 1, or the world cannot branch.
-        """
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise ValueError(f"n must be a whole number >= 1, got {count!r}.")
-        world = self.world
-        if not hasattr(world, "branch"):
-            raise ValueError(f"branch needs a world with branch, which {type(world).__name__} has not.")
-        rows = [row] * int(count)
-        many = episodes[rows]
-        copies = [restored_generator(generator_state(generator)) for _ in rows]
-        if not reseed:
-            return many, copies
-        # Drawn from a copy: looking at branches changes nothing for the env itself.
-        base = int(copies[0].integers(2**32))
-        seeds = [np.random.SeedSequence([base, int(episodes.steps[row]), index]) for index in range(len(rows))]
-        numbers = [int(seed.generate_state(1)[0]) for seed in seeds]
-        many = replace(many, state=world.branch(many.state, range(len(rows)), numbers))
-        return many, [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
     def _observation_space(self) -> gym.Space[Any]:
         size = (self.height, self.width)
@@ -529,37 +433,6 @@ class EnvCore:
         )
         return Start(rgb=rgb, depth=depth, intrinsics=intrinsics, scene_seed=start.scene_seed)
 
-    def _check_restored(self, episodes: Episodes) -> None:
-        """Check what no world has checked.
-
-        Raises:
-            ValueError: A shape, type or number that no episode of this env has.
-        """
-        if len(episodes.state) != 1:
-            raise ValueError(f"it must hold one episode, got {len(episodes.state)}.")
-        size = (1, 1, self.height, self.width)
-        wanted: dict[str, tuple[np.ndarray, tuple[int, ...], type]] = {
-            "last.rgb": (episodes.last.rgb, (*size, 3), np.uint8),
-            "last.depth": (episodes.last.depth, size, np.float32),
-            "last.world_from_camera": (episodes.last.world_from_camera, (1, 1, 4, 4), np.float64),
-            "last.intrinsics": (episodes.last.intrinsics, (1, 1, 3, 3), np.float64),
-            "last.metric": (episodes.last.metric, (1,), np.bool_),
-            "world_from_camera": (episodes.world_from_camera, (1, 4, 4), np.float64),
-            "surfaces": (episodes.surfaces, no_surfaces(1).shape, np.float32),
-            "steps": (episodes.steps, (1,), np.int64),
-            "render_near": (episodes.render_near, (1,), np.float64),
-        }
-        for name, (array, shape, dtype) in wanted.items():
-            if array.shape != shape or array.dtype != dtype:
-                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}.")
-        check_poses("last.world_from_camera", episodes.last.world_from_camera)
-        check_intrinsics("last.intrinsics", episodes.last.intrinsics)
-        depth = episodes.last.depth
-        if not (np.isfinite(depth).all() and depth.min() > 0 and depth.max() <= FAR_DEPTH):
-            raise ValueError(f"last.depth must lie in (0, {FAR_DEPTH}].")
-        if np.isnan(episodes.surfaces).any() or episodes.steps[0] < 0 or not 0 < episodes.render_near[0] < math.inf:
-            raise ValueError("surfaces, steps and render_near must be numbers of an episode.")
-
 
 @dataclass(frozen=True)
 class _Look:
@@ -615,13 +488,6 @@ def _last_poses(frames: Frames) -> np.ndarray:
     return make_pose(matrix_from_quaternion(quaternion_from_matrix(poses[:, :3, :3])), poses[:, :3, 3])
 
 
-def _name_of(task: Task) -> str:
-    """Return what a task is; of a dataclass, whose form tells them, with its settings."""
-    if is_dataclass(task):
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(task))  # an object's place in memory is no setting
-    return f"{type(task).__module__}.{type(task).__qualname__}"
-
-
 def _with_sb3_name(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's info; success also by the name under which Stable-Baselines3 counts it."""
     return dict(info) | ({"is_success": info["success"]} if "success" in info else {})
@@ -636,46 +502,6 @@ def checked_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
     return int(seed)
-
-
-def _make_world(
-    world: str,
-    *,
-    model: str,
-    size: dict[str, Any],
-    horizontal_fov: float | None,
-    split: str,
-    device: str,
-    dtype: Literal["float32", "bfloat16"],
-) -> WorldModel:
-    if not isinstance(model, str | os.PathLike):
-        raise ValueError(f"model must be a name or a folder, got {model!r}.")
-    if not isinstance(split, str):
-        raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}.")
-    # Imported here because a dream needs PyTorch, a simulation MuJoCo, and neither needs the other.
-    if world == "dream":
-        _check_device(device)
-        from aether_env.world_model.rollout import DreamWorld
-
-        # A world takes back its own states only, which the promise does not say in types.
-        return cast(WorldModel, DreamWorld.from_checkpoint(model, device=device, dtype=dtype, **size))
-    if world == "sim":
-        _check_device(device)
-        from aether_env.sim import SimWorld
-
-        fov = None if horizontal_fov is None else math.radians(horizontal_fov)
-        size = {name: value for name, value in size.items() if value is not None}
-        return SimWorld(**size, horizontal_fov=fov, split=split, device=device)
-    raise ValueError(f"world must be 'dream' or 'sim', got {world!r}; the checkpoint's name goes into model=.")
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=torch.device(device))
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"device must be one that PyTorch finds here, 'cpu' or 'cuda:0', got {device!r}.") from error
 
 
 def _check_one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:

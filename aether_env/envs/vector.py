@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
 from aether_env.envs.goals import GoalTask
+from aether_env.envs.keeping import branches, restored, snapshot
 from aether_env.world_model.promise import WorldModel
 
 Infos = dict[str, Any]
@@ -68,7 +69,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         cls, core: EnvCore, episodes: Episodes, row: int, generator: np.random.Generator, count: int, *, reseed: bool
     ) -> Self:
         """Return a vector env that goes on from one episode `count` times; see `AetherEnv.branch`."""
-        many, generators = core.branches(episodes, row, generator, count, reseed=reseed)
+        many, generators = branches(core, episodes, row, generator, count, reseed=reseed)
         env = cls.__new__(cls)
         env._set_up(core, len(many), None, AutoresetMode.DISABLED, None)
         env._owns_core = False
@@ -190,7 +191,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             ValueError: There is no such row, or it cannot be put into bytes.
         """
         episodes, row = self._running("snapshot"), self._unended(row)
-        return self.core.snapshot(episodes, row, self._generators[row])
+        return snapshot(self.core, episodes, row, self._generators[row])
 
     def restore(self, row: int, data: bytes) -> Observation:
         """Let one row go on where a snapshot was taken, of this or another row, or of an `AetherEnv`.
@@ -202,7 +203,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             ValueError: As `AetherEnv.restore`; nothing has changed then.
         """
         episodes, row = self._running("restore"), self._row(row)
-        one, generator = self.core.restored(data)
+        one, generator = restored(self.core, data)
         episodes = self._merged(episodes, [row], one)
         observations = self.core.observe(episodes)
         self._episodes = episodes

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from aether_env.camera import CameraPath, relative_to, scale_poses
+from aether_env.devices import check_device
 from aether_env.paths import GivenPath
 from aether_env.trajectory import smooth_path
 from aether_env.videos import Note, OpenVideo, Resampling, VideoFrame, open_video
@@ -98,7 +99,7 @@ class AetherPipeline:
             CheckpointError: There is no such checkpoint, or it can not be used.
             ValueError: A setting that the checkpoint does not have, or a device that is not there.
         """
-        _check_device(device)
+        check_device(device)
         folder = resolve(name, revision=revision)
         ours = (folder / SETTINGS_FILE).exists()
         known = ("sigmas", "reconstruct_views") if ours else ("size", "steps", "guidance", "progress", "fast")
@@ -527,13 +528,6 @@ class AetherPipeline:
         )
         text = "Depth and path were found by looking at the dreamed video again."
         return replace(found, notes=(*dream.notes, Note("post_reconstruction", text)))
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's, by how it was built
-        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _check_out(out: PathOut) -> None:

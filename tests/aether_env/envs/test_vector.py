@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as npst
 
 import aether_env  # noqa: F401
 from aether_env.envs.aether import AetherEnv
+from aether_env.envs.keeping import snapshot
 from aether_env.envs.tasks import Judgement, Task
 from aether_env.envs.vector import AetherGoalVectorEnv, AetherVectorEnv
 from tests.rooms import BoxRoom
@@ -44,7 +45,7 @@ class Timed(Task):
 
 def everything(env: AetherVectorEnv) -> list[bytes]:
     """Return all that the rows are, of ended ones too."""
-    return [env.core.snapshot(env._episodes, row, env._generators[row]) for row in range(env.num_envs)]
+    return [snapshot(env.core, env._episodes, row, env._generators[row]) for row in range(env.num_envs)]
 
 
 def make(num_envs=3, *, mode="disabled", world=None, task=None, limit=LIMIT, **settings) -> AetherVectorEnv:
