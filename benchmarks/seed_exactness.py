@@ -106,6 +106,7 @@ def main(
     batches: tuple[int, ...] | None = None,
     steps: int | None = None,
     seeds: int | None = None,
+    rows_at_once: int | None = None,
     out: Path | None = None,
 ) -> None:
     """Print the table.
@@ -117,6 +118,7 @@ def main(
         batches: Rows of the batches; None is 2 and 4 on the CPU, 2 and 16 on a GPU.
         steps: Env steps; None is 4 on the CPU, where memory has a part in the last one, and 24 on a GPU.
         seeds: Rows that are followed; None is 2 on the CPU, 4 on a GPU.
+        rows_at_once: As in `AetherEnv`.
         out: JSON file, with the largest differences of every step.
     """
     gpu = device.startswith("cuda")
@@ -125,15 +127,14 @@ def main(
     steps, seeds = steps or (24 if gpu else 4), seeds or (4 if gpu else 2)
     about = {
         "model": model, "device": torch.cuda.get_device_name(device) if gpu else "cpu", "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "steps": steps, "seeds": seeds,
+        "threads": torch.get_num_threads(), "steps": steps, "seeds": seeds, "rows_at_once": rows_at_once,
     }  # fmt: skip
     print(json.dumps(about), flush=True)
     print("| dtype | batch | latents | levels | depth | camera | latents, first step | last step |")
     print("|---|---|---|---|---|---|---|---|")
     rows = []
     for dtype in dtypes:
-        # Given only where it is not the default.
-        env = AetherEnv(model=model, device=device, **({} if dtype == "float32" else {"dtype": dtype}))
+        env = AetherEnv(model=model, device=device, dtype=dtype, rows_at_once=rows_at_once)
         for row in measure(env, batches, steps, seeds):
             rows.append({"dtype": dtype} | row)
             numbers = [f"{row[name]['max']:.2g} ({row[name]['mean']:.1g})" for name in MEASURES]

@@ -21,6 +21,7 @@ from aether_env.camera import (
     motion_from_action,
     rotation_vector_from_matrix,
 )
+from aether_env.conventions import FAR_DEPTH
 
 MAX_BOUND = 1e6
 """Largest `AbsoluteAction.bound`: float32 actions that far out are already 6 cm apart."""
@@ -73,9 +74,9 @@ class _Limits:
     """Radians per env step; of each axis where several turn at once."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.max_translation, Real) and 0 <= self.max_translation < math.inf):
+        if not (isinstance(self.max_translation, Real) and 0 <= self.max_translation <= FAR_DEPTH):
             raise ValueError(
-                f"max_translation must be finite metres >= 0, got {self.max_translation!r}; the default is 0.3."
+                f"max_translation must be metres in [0, {FAR_DEPTH}], got {self.max_translation!r}; the default is 0.3."
             )
         # Three axes at full scale turn by sqrt(3) * max_rotation, which has to stay below half a turn.
         _check_angle("max_rotation", self.max_rotation)

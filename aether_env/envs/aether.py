@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 
-from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
+from aether_env.envs.core import (
+    EnvCore,
+    Episodes,
+    Observation,
+    checked_names,
+    checked_seed,
+    info_of,
+    shown_signature,
+)
 from aether_env.envs.goals import GoalTask
 from aether_env.envs.keeping import restored, snapshot
 from aether_env.world_model.promise import Frames, WorldModel
@@ -46,11 +55,11 @@ class AetherEnv(gym.Env[Observation, Any]):
     Args:
         world: "dream", "sim", or a world of one's own; that one brings its size and speed, and its maker closes it.
         render_mode: "rgb_array" (colour beside coloured depth, (H, 2W, 3)) or "rgb_array_list" (all new frames).
-        model: Checkpoint of the dream, a bundled name or a folder.
+        model: Checkpoint of the dream, a bundled name (default "mini") or a folder.
         height: Pixels; None is the checkpoint's, in the simulator 64.
         width: Pixels; None is the checkpoint's, in the simulator 96.
         fps: Frames per second; None is the checkpoint's (a dream has no other), in the simulator 12.
-        frames_per_step: Frames that one env step lasts.
+        frames_per_step: Frames that one env step lasts; a dream knows 4 (default).
         horizontal_fov: Degrees; None is the scene's own in the simulator, 70 for a picture without intrinsics.
         max_translation: Metres per axis and step.
         max_rotation: Radians per axis and step.
@@ -63,15 +72,18 @@ class AetherEnv(gym.Env[Observation, Any]):
         action_mode: How actions steer: "se3" (default), "planar", "discrete", "absolute" or an `ActionMode`.
         on_collision: "stop" the camera, "end" the episode as well, or "pass" through.
         camera_radius: Metres (or units) that the camera keeps from surfaces.
-        split: Of the simulator's scenes: "train", "validation" or "test".
-        device: Where the world computes.
-        dtype: Of a dream's network: "float32", or "bfloat16", which is quicker on GPUs and less exact.
+        split: Of the simulator's scenes: "train" (default), "validation" or "test".
+        device: Where the world computes, default "cpu".
+        dtype: Of a dream's network: "float32" (default), or "bfloat16", which is quicker on GPUs and less exact.
+        rows_at_once: Rows of every call of a dream's networks, filled up or parted: on a GPU a row is the same in any
+            batch only where this is. Default 16 on a GPU; a CPU needs no such thing.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or this world has no such setting.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 3.0}
+    __signature__: ClassVar[inspect.Signature]
     _goal_keys = False
 
     def __init__(
@@ -83,7 +95,7 @@ class AetherEnv(gym.Env[Observation, Any]):
     ) -> None:
         if not isinstance(render_mode, str | None) or render_mode not in (None, "rgb_array", "rgb_array_list"):
             raise ValueError(f"render_mode must be None, 'rgb_array' or 'rgb_array_list'; got {render_mode!r}.")
-        self._arguments = {"world": world, "render_mode": render_mode, **settings}
+        self._arguments = {"world": world, "render_mode": render_mode, **checked_names(type(self), settings)}
         self.core = EnvCore(world, goal_keys=self._goal_keys, **settings)
         self.task, self.action_mode = self.core.task, self.core.action_mode
         self.max_translation, self.max_rotation = self.core.max_translation, self.core.max_rotation
@@ -274,6 +286,9 @@ class AetherEnv(gym.Env[Observation, Any]):
         if isinstance(observation, dict):
             return {key: array[0] for key, array in observation.items()}
         return observation[0]
+
+
+AetherEnv.__signature__ = shown_signature(AetherEnv.__init__)
 
 
 class AetherGoalEnv(AetherEnv):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Self
@@ -25,7 +27,7 @@ from aether_env.envs.collisions import add_view, free_fraction, no_surfaces
 from aether_env.envs.goals import GoalTask, make_task
 from aether_env.envs.starts import load_start, start_names
 from aether_env.envs.tasks import Moment, Opening, Task
-from aether_env.envs.worlds import make_world
+from aether_env.envs.worlds import check_settings, make_world
 from aether_env.pictures import DEFAULT_HORIZONTAL_FOV, fit_picture, inverse_depth_levels, read_picture
 from aether_env.visual import colour_depth
 from aether_env.world_model.promise import Frames, RolloutState, Start, WorldModel
@@ -100,11 +102,11 @@ class EnvCore:
         self,
         world: Literal["dream", "sim"] | WorldModel = "dream",
         *,
-        model: str = "mini",
+        model: str | None = None,
         height: int | None = None,
         width: int | None = None,
         fps: float | None = None,
-        frames_per_step: int = 4,
+        frames_per_step: int | None = None,
         horizontal_fov: float | None = None,
         max_translation: float = 0.3,
         max_rotation: float = math.radians(15),
@@ -117,9 +119,10 @@ class EnvCore:
         action_mode: str | ActionMode | None = None,
         on_collision: OnCollision = "stop",
         camera_radius: float = 0.1,
-        split: str = "train",
-        device: str = "cpu",
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        split: str | None = None,
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        rows_at_once: int | None = None,
         goal_keys: bool = False,
     ) -> None:
         _check_one_of("obs_mode", obs_mode, ("rgbd", "rgbd_uint8"))
@@ -134,9 +137,13 @@ class EnvCore:
         _check_range("camera_radius", camera_radius, 0.0, 10.0)
         if fps is not None:
             _check_range("fps", fps, 0.0, 1000.0)
-        for name, number in (("height", height), ("width", width), ("frames_per_step", frames_per_step)):
-            if number is None and name != "frames_per_step":
-                continue
+        of_world = {
+            "model": model, "height": height, "width": width, "fps": fps, "frames_per_step": frames_per_step,
+            "split": split, "device": device, "dtype": dtype, "rows_at_once": rows_at_once,
+        }  # fmt: skip
+        of_world = {name: value for name, value in of_world.items() if value is not None}
+        for name in ("height", "width", "frames_per_step", "rows_at_once"):
+            number = of_world.get(name, 1)
             if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {number!r}.")
         if horizontal_fov is not None:
@@ -162,11 +169,9 @@ class EnvCore:
         self.owns_world = isinstance(world, str)
         self._world: WorldModel | None
         if isinstance(world, str):
-            size = {"height": height, "width": width, "fps": fps, "frames_per_step": frames_per_step}
-            self._world = make_world(
-                world, model=model, size=size, horizontal_fov=horizontal_fov, split=split, device=device, dtype=dtype
-            )
+            self._world = make_world(world, of_world, horizontal_fov)
         elif hasattr(world, "advance") and not isinstance(world, type):
+            check_settings(world, of_world)
             self._world = world
         else:
             raise ValueError(
@@ -218,15 +223,18 @@ class EnvCore:
             starts[row] = starts[row] or self._bundled_start(generator)
         chosen = [start for start in starts if start is not None]
         state, frames = self.world.start(chosen, nonces)
-        tasks, own = [], []
-        for row, generator in enumerate(generators):
-            opening = Opening(
+        openings = [
+            Opening(
                 frames=frames[row : row + 1],
                 options={key: options[row][key] for key in self.task.options if key in options[row]},
                 np_random=generator,
-                look=_Look(self, state, row),
             )
-            task, info = self.task.start(opening)
+            for row, generator in enumerate(generators)
+        ]
+        views = self._look(state, [self.task.look_from(opening) for opening in openings])
+        tasks, own = [], []
+        for opening, seen in zip(openings, views, strict=True):
+            task, info = self.task.start(replace(opening, seen=seen))
             tasks.append(task)
             own.append(dict(info))
         episodes = Episodes(
@@ -307,7 +315,7 @@ class EnvCore:
         whole = replace(
             parts[0],
             state=self.world.join([part.state for part in parts]),
-            last=_joined([part.last for part in parts]),
+            last=Frames.joined([part.last for part in parts]),
             tasks=tuple(task for part in parts for task in part.tasks),
             scene_seeds=tuple(seed for part in parts for seed in part.scene_seeds),
             **{name: np.concatenate([getattr(part, name) for part in parts]) for name in NUMBERS},
@@ -327,6 +335,37 @@ class EnvCore:
     def picture(self, frames: Frames, row: int, t: int, near: float) -> np.ndarray:
         """Return colour beside coloured depth, (H, 2W, 3) uint8."""
         return np.concatenate([frames.rgb[row, t], colour_depth(frames.depth[row, t], near)], axis=1)
+
+    def _look(self, state: RolloutState, poses: Sequence[np.ndarray | None]) -> list[Frames | None]:
+        """Return what B worlds show from other poses, all on their way together; None where none is wanted."""
+        seen: list[Frames | None] = [None] * len(poses)
+        ways = {row: self._way(pose) for row, pose in enumerate(poses) if pose is not None}
+        rows, step = list(ways), 0
+        going = state[rows] if rows else state
+        while rows:
+            going, frames = self.world.advance(going, np.stack([ways[row][step] for row in rows]))
+            step += 1
+            for index, row in enumerate(rows):
+                if len(ways[row]) == step:
+                    seen[row] = _last(frames[[index]])
+            left = [index for index, row in enumerate(rows) if len(ways[row]) > step]
+            rows, going = [rows[index] for index in left], going[left] if left else going
+        return seen
+
+    def _way(self, world_from_camera_44: np.ndarray) -> np.ndarray:
+        """Return the poses (steps, T, 4, 4) of the straight way from the start, in steps that an action could make."""
+        there = check_poses("pose", world_from_camera_44)
+        way, turn = float(np.linalg.norm(there[:3, 3])), float(rotation_angle(there[:3, :3]))
+        limits = (self.max_translation or math.inf, self.max_rotation or math.inf)
+        steps = max(1, math.ceil(max(way / limits[0], turn / limits[1])))
+        if steps > _LOOK_STEPS:
+            raise ValueError(
+                f"a pose to look from must be within {_LOOK_STEPS} steps of the start, {way:g} metres (or units) and "
+                f"{turn:g} radians are {steps}; raise max_translation and max_rotation, or choose a nearer one."
+            )
+        frames = steps * self.frames_per_step
+        path = interpolate_pose(np.eye(4), there, np.arange(1, frames + 1) / frames)
+        return path.reshape(steps, self.frames_per_step, 4, 4)
 
     def _observation_space(self) -> gym.Space[Any]:
         size = (self.height, self.width)
@@ -434,31 +473,31 @@ class EnvCore:
         return Start(rgb=rgb, depth=depth, intrinsics=intrinsics, scene_seed=start.scene_seed)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What a world shows from elsewhere at the beginning of an episode, see `tasks.Opening`."""
+def checked_names(owner: type, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of an env, all of which `EnvCore` knows.
 
-    core: EnvCore
-    state: RolloutState
-    row: int
+    Raises:
+        TypeError: It does not know one; in the words of the class that was called.
+    """
+    for name in settings:
+        if name not in _SETTINGS:
+            close = difflib.get_close_matches(name, _SETTINGS, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(_SETTINGS)}."
+            raise TypeError(f"{owner.__name__} has no argument {name!r}; {hint}")
+    return settings
 
-    def __call__(self, world_from_camera_44: np.ndarray) -> Frames:
-        core, there = self.core, check_poses("pose", world_from_camera_44)
-        way, turn = float(np.linalg.norm(there[:3, 3])), float(rotation_angle(there[:3, :3]))
-        limits = (core.max_translation or math.inf, core.max_rotation or math.inf)
-        steps = max(1, math.ceil(max(way / limits[0], turn / limits[1])))
-        if steps > _LOOK_STEPS:
-            raise ValueError(
-                f"a pose to look from must be within {_LOOK_STEPS} steps of the start, {way:g} metres (or units) and "
-                f"{turn:g} radians are {steps}; raise max_translation and max_rotation, or choose a nearer one."
-            )
-        path = interpolate_pose(
-            np.eye(4), there, np.arange(1, steps * core.frames_per_step + 1) / (steps * core.frames_per_step)
-        )
-        state = self.state[[self.row]]
-        for part in np.split(path, steps):
-            state, frames = core.world.advance(state, part[None])
-        return _last(frames)
+
+def shown_signature(init: Callable[..., None]) -> inspect.Signature:
+    """Return the signature of an env's `__init__` with the settings that it hands on to `EnvCore`, for `help`."""
+    own = [p for p in inspect.signature(init).parameters.values() if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+    return inspect.Signature([*own, *_SETTINGS.values()])
+
+
+_SETTINGS = {
+    name: parameter
+    for name, parameter in inspect.signature(EnvCore).parameters.items()
+    if name not in ("world", "goal_keys")
+}
 
 
 def info_of(row: int, shared: Mapping[str, np.ndarray], own: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -475,10 +514,6 @@ def _last(frames: Frames) -> Frames:
         intrinsics=frames.intrinsics[:, -1:],
         metric=frames.metric,
     )
-
-
-def _joined(parts: Sequence[Frames]) -> Frames:
-    return Frames(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Frames)})
 
 
 def _last_poses(frames: Frames) -> np.ndarray:

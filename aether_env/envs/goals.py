@@ -227,6 +227,8 @@ class _ViewGoal(GoalTask):
 
     _key: ClassVar[str]
     """Of the observation."""
+    _option: ClassVar[str]
+    """Of reset, that gives the goal's view."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,6 +254,13 @@ class _ViewGoal(GoalTask):
             raise ValueError("success_by must be 'auto' or 'vector' in a goal env, got 'pose'; PoseGoal goes by poses.")
         return replace(super().for_relabelling(), success_by="vector")
 
+    def look_from(self, opening: Opening) -> np.ndarray | None:
+        """Return the goal's pose where its view is not given; see `Task.look_from`."""
+        if opening.options.get(self._option) is not None:
+            return None
+        pose_44 = _given_pose(opening.options)
+        return sample_pose(opening, self.distance, self.angle) if pose_44 is None else pose_44
+
     @abstractmethod
     def _view(self, frames: Frames) -> np.ndarray:
         """Return the last frame (H, W, C) as a goal of this kind sees it."""
@@ -268,9 +277,9 @@ class _ViewGoal(GoalTask):
         """Return the beginning of the state; see `GoalTask.find_goal`."""
         pose_44, view = _given_pose(opening.options), self._given_view(opening)
         if view is None:
-            frames = opening.look(sample_pose(opening, self.distance, self.angle) if pose_44 is None else pose_44)
+            assert opening.seen is not None  # `look_from` asked for it
             # A world may stop the camera on the way: the goal is where its view was seen from.
-            pose_44, view = frames.world_from_camera[0, -1].copy(), self._view(frames)
+            pose_44, view = opening.seen.world_from_camera[0, -1].copy(), self._view(opening.seen)
         if pose_44 is None and self.success_by == "pose":
             raise ValueError("options['goal_pose'] must be given beside the goal's view where success_by='pose'.")
         return {"goal": self._vector(view), "pose": pose_44, "view": view}
@@ -295,7 +304,7 @@ class ImageGoal(_ViewGoal):
     """Tolerance of vectors: root mean square of their differences, of colours in [0, 1]."""
 
     options = frozenset({"goal_pose", "goal_image"})
-    _key = "goal_rgb"
+    _key, _option = "goal_rgb", "goal_image"
 
     @property
     def goal_space(self) -> gym.spaces.Box:
@@ -315,7 +324,7 @@ class ImageGoal(_ViewGoal):
         return frames.rgb[0, -1].copy()
 
     def _given_view(self, opening: Opening) -> np.ndarray | None:
-        image = opening.options.get("goal_image")
+        image = opening.options.get(self._option)
         if image is None:
             return None
         height, width = opening.frames.rgb.shape[2:4]
@@ -344,7 +353,7 @@ class DepthGoal(_ViewGoal):
     """Depth that counts 1 in the vector, and everything nearer: metres."""
 
     options = frozenset({"goal_pose", "goal_depth"})
-    _key = "goal_depth"
+    _key, _option = "goal_depth", "goal_depth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -374,7 +383,7 @@ class DepthGoal(_ViewGoal):
         return frames.depth[0, -1, ..., None].astype(np.float32)
 
     def _given_view(self, opening: Opening) -> np.ndarray | None:
-        given = opening.options.get("goal_depth")
+        given = opening.options.get(self._option)
         if given is None:
             return None
         try:

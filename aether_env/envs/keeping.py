@@ -101,7 +101,7 @@ def branches(
     copies = [restored_generator(generator_state(generator)) for _ in rows]
     if not reseed:
         return many, copies
-    # Drawn from a copy: looking at branches changes nothing for the env itcore.
+    # Drawn from a copy: looking at branches changes nothing for the env itself.
     base = int(copies[0].integers(2**32))
     seeds = [np.random.SeedSequence([base, int(episodes.steps[row]), index]) for index in range(len(rows))]
     numbers = [int(seed.generate_state(1)[0]) for seed in seeds]

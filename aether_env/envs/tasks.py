@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,8 @@ class Opening:
     """Those of `reset(options=...)` that the task names."""
     np_random: np.random.Generator
     """The env's generator, to sample goals from."""
-    look: Callable[[np.ndarray], Frames]
-    """What the world shows from a pose (4, 4), B = T = 1. The camera goes there the straight way from the start, in
-    steps no longer than an action's; the episode does not notice."""
+    seen: Frames | None = None
+    """What the world shows from where the task wanted to look (`Task.look_from`), B = T = 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,17 @@ class Task:
             far: Depth at which observations end, metres.
         """
         return {}
+
+    def look_from(self, opening: Opening) -> np.ndarray | None:
+        """Return a pose (4, 4) from which the task wants to see the world before it starts; None: from nowhere.
+
+        The camera goes there the straight way from the start, in steps no longer than an action's, together with those
+        of the other rows of a batch; the episode does not notice. `opening.seen` is what it saw.
+
+        Raises:
+            ValueError: An option is not usable.
+        """
+        return None
 
     def start(self, opening: Opening) -> tuple[Any, Mapping[str, Any]]:
         """Begin an episode.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,15 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from aether_env.envs.core import EnvCore, Episodes, Observation, checked_seed, info_of
+from aether_env.envs.core import (
+    EnvCore,
+    Episodes,
+    Observation,
+    checked_names,
+    checked_seed,
+    info_of,
+    shown_signature,
+)
 from aether_env.envs.goals import GoalTask
 from aether_env.envs.keeping import branches, restored, snapshot
 from aether_env.world_model.promise import WorldModel
@@ -43,6 +52,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 3.0}
+    __signature__: ClassVar[inspect.Signature]
     _goal_keys = False
 
     def __init__(
@@ -61,7 +71,7 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         mode = _mode(autoreset_mode)
         if not isinstance(render_mode, str | None) or render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array' for a vector env, got {render_mode!r}.")
-        core = EnvCore(world, goal_keys=self._goal_keys, **settings)
+        core = EnvCore(world, goal_keys=self._goal_keys, **checked_names(type(self), settings))
         self._set_up(core, int(num_envs), max_episode_steps, mode, render_mode)
 
     @classmethod
@@ -330,6 +340,9 @@ class AetherVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < self.num_envs:
             raise ValueError(f"row must be a whole number in 0..{self.num_envs - 1}, got {row!r}.")
         return int(row)
+
+
+AetherVectorEnv.__signature__ = shown_signature(AetherVectorEnv.__init__)
 
 
 class AetherGoalVectorEnv(AetherVectorEnv):

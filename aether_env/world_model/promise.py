@@ -34,6 +34,11 @@ class Frames:
         """Return the given rows of the batch."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    @classmethod
+    def joined(cls, parts: Sequence[Frames]) -> Frames:
+        """Return batches one after the other."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:

@@ -52,6 +52,8 @@ MEMORY = 24
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
 POINTS = (6, 8)
 """Grid of points by which a remembered view is compared with the wanted one."""
+GPU_ROWS = 16
+"""Rows of a call on a GPU: of a small network it takes about as long for sixteen as for one."""
 MIN_OVERLAP = 0.15
 """A memory of which less than this share would be seen again is not shown."""
 DEFAULT_FOV = np.deg2rad(70.0)
@@ -127,8 +129,10 @@ class DreamWorld:
         fps: Frames per second; must be the checkpoint's.
         frames_per_step: Must be 4.
         sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
-        dtype: Of the network: "float32", or "bfloat16" (autocast), quicker on GPUs; rows of a batch are then alike to
-            that precision only, see docs/env.md.
+        dtype: Of the network: "float32", or "bfloat16" (autocast), quicker on GPUs.
+        rows_at_once: Rows of every call of the networks: a smaller batch is filled up, a larger one parted. On a GPU
+            rounding depends on the size of a call, so that a row is the same in any batch only where it does not
+            vary. None is `GPU_ROWS` on a GPU, and on a CPU, whose rounding does not depend on it, the whole batch.
     """
 
     needs_picture = True
@@ -143,10 +147,13 @@ class DreamWorld:
         frames_per_step: int = FRAMES_PER_LATENT,
         sigmas: Sequence[float] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        rows_at_once: int | None = None,
     ):
         settings = components.settings
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
+        if rows_at_once is not None and (isinstance(rows_at_once, bool) or not rows_at_once >= 1):
+            raise ValueError(f"rows_at_once must be a whole number >= 1, got {rows_at_once!r}.")
         for name, value in (("height", height), ("width", width)):
             if value is not None and value != getattr(settings, name):
                 raise ValueError(f"{name} must be {getattr(settings, name)} for this checkpoint, got {value}.")
@@ -158,6 +165,8 @@ class DreamWorld:
         self.settings = settings
         self.dtype = dtype
         self.codec = Codec(components)
+        on_gpu = self.codec.device.type == "cuda"
+        self.rows_at_once = GPU_ROWS if rows_at_once is None and on_gpu else rows_at_once
         self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
         self._predict = self.codec.predict_clean(self.fps, bf16=dtype == "bfloat16")
         self._scheduler = components.scheduler
@@ -171,11 +180,17 @@ class DreamWorld:
     @_exact_convolutions()
     def start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[DreamState, Frames]:
         """Begin B dreams from pictures, with or without depth. See `WorldModel.start`."""
-        device, batch = self.codec.device, len(starts_B)
-        if not batch or len(seeds_B) != batch:
+        if not starts_B or len(seeds_B) != len(starts_B):
             raise ValueError(
-                f"seeds_B must be one integer for each of at least one start, got {len(seeds_B)}, {batch}."
+                f"seeds_B must be one integer for each of at least one start, got {len(seeds_B)}, {len(starts_B)}."
             )
+        self._check_pictures(starts_B)
+        return self._in_calls(
+            len(starts_B), lambda rows: self._start([starts_B[row] for row in rows], [seeds_B[row] for row in rows])
+        )
+
+    def _start(self, starts_B: Sequence[Start], seeds_B: Sequence[int]) -> tuple[DreamState, Frames]:
+        device, batch = self.codec.device, len(starts_B)
         rgb, depth, intrinsics, metric = self._pictures(starts_B)
         unit = torch.where(metric, self.codec.unit(depth.float()).double(), 1.0)
         nonce = torch.tensor([int(s) & (2**63 - 1) for s in seeds_B], dtype=torch.int64, device=device)
@@ -215,13 +230,15 @@ class DreamWorld:
     @_exact_convolutions()
     def advance(self, state: DreamState, world_from_camera_BT44: np.ndarray) -> tuple[DreamState, Frames]:
         """Dream the next four frames. See `WorldModel.advance`."""
-        device, batch = self.codec.device, len(state)
         poses = check_poses("world_from_camera_BT44", world_from_camera_BT44)
-        wanted = torch.as_tensor(poses, dtype=torch.float64, device=device)
-        if wanted.shape != (batch, FRAMES_PER_LATENT, 4, 4):
+        if poses.shape != (len(state), FRAMES_PER_LATENT, 4, 4):
             raise ValueError(
-                f"world_from_camera_BT44 must be {(batch, FRAMES_PER_LATENT, 4, 4)}, got {tuple(wanted.shape)}."
+                f"world_from_camera_BT44 must be {(len(state), FRAMES_PER_LATENT, 4, 4)}, got {poses.shape}."
             )
+        wanted = torch.as_tensor(poses, dtype=torch.float64, device=self.codec.device)
+        return self._in_calls(len(state), lambda rows: self._advance(state[rows], wanted[rows]))
+
+    def _advance(self, state: DreamState, wanted: Tensor) -> tuple[DreamState, Frames]:
         window = self._window(state, wanted)
         shape = (1, *window.known.shape[2:])
         noise = normal_noise(state.nonce, state.branch, state.step, SAMPLE_NOISE, shape)
@@ -233,6 +250,20 @@ class DreamWorld:
         depth = self.codec.decode_depth(new[:, None, DISPARITY], state.unit.float(), last[:, DISPARITY])
         state = self._remember(state, new, wanted, self._points(depth[:, -1], state.intrinsics, wanted[:, -1]))
         return state, self._frames(rgb, depth, wanted, state)
+
+    def _in_calls(
+        self, count: int, dream: Callable[[list[int]], tuple[DreamState, Frames]]
+    ) -> tuple[DreamState, Frames]:
+        """Return what is dreamed of `count` rows in calls of `rows_at_once`; the last row fills the last call up."""
+        size = self.rows_at_once or count
+        if size == count:
+            return dream(list(range(count)))
+        parts = []
+        for first in range(0, count, size):
+            state, frames = dream([min(row, count - 1) for row in range(first, first + size)])
+            own = slice(0, min(size, count - first))
+            parts.append((state[own], frames[own]))
+        return self.join([state for state, _ in parts]), Frames.joined([frames for _, frames in parts])
 
     def join(self, states: Sequence[DreamState]) -> DreamState:
         """Concatenate batches."""
@@ -327,34 +358,32 @@ class DreamWorld:
             "step": ("int64", ()),
         }
 
-    def _pictures(self, starts: Sequence[Start]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return rgb (B, H, W, 3), depth (B, H, W; 0 where unknown), intrinsics (B, 3, 3) and metric (B,)."""
-        rgb, depth, intrinsics = [], [], []
+    def _check_pictures(self, starts: Sequence[Start]) -> None:
+        size = (self.height, self.width)
         for index, start in enumerate(starts):
             if start.rgb is None:
                 raise ValueError(f"starts_B[{index}].rgb is None: a dream begins from a picture.")
-            if start.rgb.shape != (self.height, self.width, 3) or start.rgb.dtype != np.uint8:
+            if start.rgb.shape != (*size, 3) or start.rgb.dtype != np.uint8:
                 raise ValueError(
-                    f"starts_B[{index}].rgb must be uint8 {(self.height, self.width, 3)}, "
+                    f"starts_B[{index}].rgb must be uint8 {(*size, 3)}, "
                     f"got {start.rgb.dtype} {start.rgb.shape}; pictures.fit_picture resizes."
                 )
-            if start.depth is not None and start.depth.shape != (self.height, self.width):
-                raise ValueError(
-                    f"starts_B[{index}].depth must be {(self.height, self.width)}, got {start.depth.shape}."
-                )
-            rgb.append(start.rgb)
-            depth.append(
-                np.zeros((self.height, self.width))
-                if start.depth is None
-                else np.nan_to_num(np.asarray(start.depth, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-            )
-            default = intrinsics_from_fov(DEFAULT_FOV, self.height, self.width)
-            given = default if start.intrinsics is None else start.intrinsics
-            intrinsics.append(check_intrinsics(f"starts_B[{index}].intrinsics", given))
+            if start.depth is not None and start.depth.shape != size:
+                raise ValueError(f"starts_B[{index}].depth must be {size}, got {start.depth.shape}.")
+            if start.intrinsics is not None:
+                check_intrinsics(f"starts_B[{index}].intrinsics", start.intrinsics)
+
+    def _pictures(self, starts: Sequence[Start]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return rgb (B, H, W, 3), depth (B, H, W; 0 where unknown), intrinsics (B, 3, 3) and metric (B,)."""
+        nothing = np.zeros((self.height, self.width))
+        default = intrinsics_from_fov(DEFAULT_FOV, self.height, self.width)
+        depth = [nothing if start.depth is None else np.asarray(start.depth, np.float64) for start in starts]
+        intrinsics = [default if start.intrinsics is None else np.asarray(start.intrinsics) for start in starts]
         device = self.codec.device
-        depth_t = torch.as_tensor(np.stack(depth), dtype=torch.float32, device=device)
+        known = np.nan_to_num(np.stack(depth), nan=0.0, posinf=0.0, neginf=0.0)
+        depth_t = torch.as_tensor(known, dtype=torch.float32, device=device)
         return (
-            torch.as_tensor(np.stack(rgb), device=device),
+            torch.as_tensor(np.stack([start.rgb for start in starts if start.rgb is not None]), device=device),
             depth_t,
             torch.as_tensor(np.stack(intrinsics), dtype=torch.float64, device=device),
             shows_surface(depth_t).flatten(1).any(dim=1),

@@ -3,6 +3,8 @@ import itertools
 import math
 import pickle
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,24 @@ def frames_at(pose=None, *, rgb=128, depth=5.0, metric=True) -> Frames:
     )
 
 
-def opening_of(frames=None, *, look=None, seed=0, **options) -> Opening:
-    def refuse(pose):
-        raise AssertionError("nothing was to be looked at")
+def refuse(pose):
+    raise AssertionError("nothing was to be looked at")
 
+
+@dataclass(frozen=True, kw_only=True)
+class OpeningWithLook(Opening):
+    look: Callable[[np.ndarray], Frames] = refuse
+
+
+def opening_of(frames=None, *, look=refuse, seed=0, **options) -> OpeningWithLook:
     frames = frames_at() if frames is None else frames
-    return Opening(frames=frames, options=options, np_random=np.random.default_rng(seed), look=look or refuse)
+    return OpeningWithLook(frames=frames, options=options, np_random=np.random.default_rng(seed), look=look)
+
+
+def start(task, opening):
+    """Begin as an env does: the task sees what it wants to see."""
+    pose = task.look_from(opening)
+    return task.start(opening if pose is None else replace(opening, seen=opening.look(pose)))
 
 
 def room_opening(*, seed=0, needs_picture=False, **options) -> Opening:
@@ -196,7 +210,7 @@ def test_shaping_adds_up_to_the_discounted_difference_whatever_the_way(arrives):
 def test_rewards_computed_again_are_exactly_those_of_the_steps(kind, reward):
     task = kind(reward=reward).for_relabelling()
     for seed in range(4):
-        state, _ = task.start(room_opening(seed=seed))
+        state, _ = start(task, room_opening(seed=seed))
         look = room_opening(seed=seed).look
         steps = [look(pose_at(0.1 * t, 0, 0.3 * t, yaw=5 * t)) for t in range(5)] + [look(state["pose"])]
         rewards = []
@@ -230,7 +244,7 @@ def test_what_cannot_be_relabelled_is_refused_with_the_way_out():
 
 def test_success_ends_the_episode_and_nothing_else_does():
     task = PoseGoal(max_distance=0.3, max_angle=math.radians(15))
-    state, info = task.start(opening_of(goal_pose=pose_at(z=1.0, yaw=20)))
+    state, info = start(task, opening_of(goal_pose=pose_at(z=1.0, yaw=20)))
     assert info["distance"] == pytest.approx(1) and info["angle"] == pytest.approx(math.radians(20))
     assert info["gap"] == pytest.approx(1 / 0.3)
     np.testing.assert_array_equal(info["goal_pose"], pose_at(z=1.0, yaw=20))
@@ -245,7 +259,7 @@ def test_success_ends_the_episode_and_nothing_else_does():
 
 def test_spl_is_the_straight_way_over_the_way_that_was_gone():
     task = PoseGoal()
-    state, _ = task.start(opening_of(goal_pose=pose_at(x=0.9, z=1.2)))  # 1.5 straight
+    state, _ = start(task, opening_of(goal_pose=pose_at(x=0.9, z=1.2)))  # 1.5 straight
     detour = [pose_at(z=0.6), pose_at(z=1.2), pose_at(x=0.9, z=1.2)]  # 0.6 + 0.6 + 0.9 = 2.1
     judgements, _ = walk(task, state, detour)
     assert [judgement.info["spl"] for judgement in judgements] == [0.0, 0.0, pytest.approx(1.5 / 2.1)]
@@ -256,7 +270,7 @@ def test_spl_is_the_straight_way_over_the_way_that_was_gone():
 
 def test_a_goal_to_turn_to_is_perfect_without_a_step_aside():
     task = PoseGoal()
-    state, _ = task.start(opening_of(goal_pose=pose_at(yaw=90)))
+    state, _ = start(task, opening_of(goal_pose=pose_at(yaw=90)))
     (turned,), _ = walk(task, state, [pose_at(yaw=90)])
     (strayed,), _ = walk(task, state, [pose_at(x=0.1, yaw=90)])
     assert turned.info["spl"] == 1.0 and strayed.info["spl"] == 0.0
@@ -296,7 +310,7 @@ def test_states_stay_as_they_were_and_survive_bytes(kind):
         return value is None or type(value) in (bool, int, float, str, np.ndarray)
 
     task = kind(reward=Potential())
-    state, _ = task.start(room_opening())
+    state, _ = start(task, room_opening())
     assert plain(state)
     before = copy.deepcopy(state)
     judgement_before, later = walk(task, state, [pose_at(z=0.2)])
@@ -308,7 +322,7 @@ def test_states_stay_as_they_were_and_survive_bytes(kind):
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_what_is_handed_out_is_the_callers_own(kind):
-    state, info = (task := kind()).start(room_opening())
+    state, info = start(task := kind(), room_opening())
     before = copy.deepcopy(state)
     info["goal_pose"][:] = 0
     task.desired(state)[:] = 0
@@ -320,7 +334,7 @@ def test_what_is_handed_out_is_the_callers_own(kind):
 @pytest.mark.parametrize("kind", TASKS)
 def test_infos_are_finite_numbers_and_observations_lie_in_their_space(kind):
     task = kind()
-    state, info = task.start(room_opening())
+    state, info = start(task, room_opening())
     (judgement,), state = walk(task, state, [pose_at(z=0.2)])
     for value in [*info.values(), *judgement.info.values()]:
         assert isinstance(value, bool | float | np.ndarray) and np.isfinite(value).all()
@@ -350,7 +364,7 @@ def test_a_picture_is_cropped_and_resized_to_the_frames(tmp_path, ending):
 
 def test_a_picture_without_a_pose_is_reached_by_looking_like_it():
     task = ImageGoal(tolerance=0.1)
-    state, _ = task.start(opening_of(goal_image=np.full((HEIGHT, WIDTH, 3), 153, np.uint8)))
+    state, _ = start(task, opening_of(goal_image=np.full((HEIGHT, WIDTH, 3), 153, np.uint8)))
     infos = []
     for level in (102, 140):  # 0.2 and 0.05 darker
         state, judgement = task.judge(state, Moment(frames=frames_at(rgb=level), collided=False, moved=0.3))
@@ -363,7 +377,7 @@ def test_a_picture_without_a_pose_is_reached_by_looking_like_it():
 def test_a_picture_with_a_pose_is_reached_by_being_there_unless_asked_otherwise(success_by, succeeds):
     task = ImageGoal(success_by=success_by)
     white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    state, info = task.start(opening_of(goal_image=white, goal_pose=pose_at(z=1)))
+    state, info = start(task, opening_of(goal_image=white, goal_pose=pose_at(z=1)))
     assert info["distance"] == pytest.approx(1)
     (there,), _ = walk(task, state, [pose_at(z=1)])  # where everything is grey
     assert there.info["success"] is succeeds and there.info["spl"] == float(succeeds)
@@ -372,14 +386,14 @@ def test_a_picture_with_a_pose_is_reached_by_being_there_unless_asked_otherwise(
 @pytest.mark.parametrize("kind", [ImageGoal, DepthGoal])
 def test_a_pose_alone_is_the_view_from_there(kind):
     pose = pose_at(x=0.5, z=1.0, yaw=10)
-    state, info = (task := kind()).start(room_opening(goal_pose=pose))
+    state, info = start(task := kind(), room_opening(goal_pose=pose))
     np.testing.assert_array_equal(info["goal_pose"], pose)
     np.testing.assert_array_equal(task.desired(state), task.achieved(room_opening().look(pose)))
 
 
 def test_the_goal_is_where_the_world_let_the_camera_go():
     # The room's walls are 6 m ahead; its camera stops at 5.4.
-    _, info = ImageGoal().start(room_opening(goal_pose=pose_at(z=20)))
+    _, info = start(ImageGoal(), room_opening(goal_pose=pose_at(z=20)))
     assert info["goal_pose"][2, 3] == pytest.approx(5.4) and info["distance"] == pytest.approx(5.4)
 
 
@@ -432,13 +446,13 @@ def test_unusable_goals_are_named_before_anything_is_drawn_or_looked_at(kind, op
     opening = opening_of(**options)
     before = opening.np_random.bit_generator.state
     with pytest.raises(ValueError, match=named):
-        kind().start(opening)
+        start(kind(), opening)
     assert opening.np_random.bit_generator.state == before
 
 
 def test_success_by_pose_needs_a_pose():
     with pytest.raises(ValueError, match="goal_pose"):
-        ImageGoal(success_by="pose").start(opening_of(goal_image=np.zeros((32, 32, 3), np.uint8)))
+        start(ImageGoal(success_by="pose"), opening_of(goal_image=np.zeros((32, 32, 3), np.uint8)))
 
 
 # Goals that are sampled
@@ -473,7 +487,7 @@ def test_sampled_goals_can_be_reached_straight_through_the_true_world(sim):
 def test_the_same_generator_gives_the_same_goal_and_another_another(sim):
     _, opening = sim_opening(sim, 5)
     first, again, other = (
-        ImageGoal().start(opening_of(opening.frames, look=opening.look, seed=seed)) for seed in (5, 5, 6)
+        start(ImageGoal(), opening_of(opening.frames, look=opening.look, seed=seed)) for seed in (5, 5, 6)
     )
     np.testing.assert_equal(first, again)
     assert not np.allclose(first[0]["pose"], other[0]["pose"])
@@ -481,7 +495,7 @@ def test_the_same_generator_gives_the_same_goal_and_another_another(sim):
 
 def test_a_sampled_picture_is_what_the_world_shows_from_the_goals_pose(sim):
     state, opening = sim_opening(sim, 2)
-    task_state, info = ImageGoal().start(opening)
+    task_state, info = start(ImageGoal(), opening)
     _, truth = sim.advance(state, info["goal_pose"][None, None])
     np.testing.assert_array_equal(ImageGoal().observe(task_state, truth)["goal_rgb"], truth.rgb[0, 0])
     assert ImageGoal().gaps(ImageGoal().achieved(truth), ImageGoal().desired(task_state)) == 0
@@ -499,7 +513,7 @@ def test_in_the_tightest_place_the_goal_is_a_turn_on_the_spot(depth):
     goal = sample_pose(opening_of(frames_at(depth=depth)), angle=math.radians(30))
     assert np.linalg.norm(goal[:3, 3]) < 0.05
     np.testing.assert_allclose(goal[:3, :3] @ goal[:3, :3].T, np.eye(3), atol=1e-12)
-    state, info = PoseGoal().start(opening_of(frames_at(depth=depth)))
+    state, info = start(PoseGoal(), opening_of(frames_at(depth=depth)))
     assert math.isfinite(info["gap"])
 
 
@@ -547,7 +561,7 @@ class ElbowRoom(GoalTask):
 
 def test_a_goal_of_ones_own_needs_a_space_a_vector_a_gap_and_a_goal():
     task = ElbowRoom(reward=Dense(scale=1.0)).for_relabelling()
-    state, info = task.start(opening_of(frames_at(depth=2.0)))
+    state, info = start(task, opening_of(frames_at(depth=2.0)))
     assert info == {"gap": 4.0}
     _, judgement = task.judge(state, Moment(frames=frames_at(depth=1.125), collided=False, moved=0.3))
     assert (judgement.reward, judgement.terminated) == (-0.5, True)

@@ -7,7 +7,7 @@ from tests.rooms import BoxRoom, Start
 
 def opening() -> Opening:
     _, frames = BoxRoom(16, 24).start([Start()], [0])
-    return Opening(frames=frames, options={}, np_random=np.random.default_rng(0), look=lambda pose: frames)
+    return Opening(frames=frames, options={}, np_random=np.random.default_rng(0))
 
 
 def moment(distance: float) -> Moment:

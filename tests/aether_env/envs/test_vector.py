@@ -1,3 +1,4 @@
+import inspect
 import pickle
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import aether_env  # noqa: F401
+from aether_env.camera import make_pose
 from aether_env.envs.aether import AetherEnv
 from aether_env.envs.keeping import snapshot
 from aether_env.envs.tasks import Judgement, Task
@@ -299,6 +301,34 @@ def test_the_world_is_called_once_a_step_and_once_a_reset(mode, rows):
         expected = [("advance", rows - waiting if mode == "next_step" else rows)]
         expected += [("start", {"next_step": waiting, "same_step": int(ended.sum()), "disabled": 0}[mode])]
         assert world.calls == [(name, count) for name, count in expected if count]
+
+
+class Looking(Task):
+    """Looks from as far as an option says, or not at all."""
+
+    options = frozenset({"far"})
+
+    def look_from(self, opening):
+        return make_pose(np.eye(3), [0, 0, opening.options["far"]]) if "far" in opening.options else None
+
+    def start(self, opening):
+        seen = opening.seen
+        return None, {} if seen is None else {"at": seen.world_from_camera[0, -1, :3, 3], "depth": seen.depth.mean()}
+
+
+def test_rows_that_look_around_at_reset_do_it_together():
+    world, alone = Counting(), AetherEnv(BoxRoom(*SIZE), task=Looking())
+    env = make(4, world=world, task=Looking())
+    each = [{"far": 1.1}, {}, {"far": 0.2}, {"far": 0.6}]  # 4, 0, 1 and 2 steps of at most 0.3
+    _, infos = env.reset(seed=0, options={"each": each})
+    assert world.calls == [("start", 4), ("advance", 3), ("advance", 2), ("advance", 1), ("advance", 1)]
+    assert infos["_at"].tolist() == [True, False, True, True]
+    for row, options in enumerate(each):
+        _, info = alone.reset(seed=row, options=options)
+        if options:
+            np.testing.assert_allclose(infos["at"][row], [0, 0, options["far"]], atol=1e-12)
+            np.testing.assert_array_equal(info["at"], infos["at"][row])
+            assert info["depth"] == infos["depth"][row]
 
 
 # Resetting some rows.
@@ -844,7 +874,7 @@ def test_whatever_actions_are_given_the_env_stays_usable(dreams, actions):
 
 ARGUMENTS = """num_envs world max_episode_steps autoreset_mode render_mode model height width fps frames_per_step
 horizontal_fov max_translation max_rotation far near obs_mode depth_format frames_in_info task action_mode on_collision
-camera_radius split device dtype""".split()
+camera_radius split device dtype rows_at_once""".split()
 
 
 @QUICK
@@ -895,12 +925,40 @@ def test_a_bad_scene_is_named(scene_seed):
 
 @pytest.mark.parametrize(
     "world, argument",
-    [(world, each) for world in ("dream", "sim") for each in ({"model": None}, {"split": []}, {"device": "mars"})]
-    + [("sim", {"split": "all"}), ("sim", {"device": 1.5})],
+    [("dream", {"model": 3}), ("dream", {"device": "mars"}), ("dream", {"rows_at_once": 0}), ("sim", {"split": []})]
+    + [("sim", {"split": "all"}), ("sim", {"device": "mars"}), ("sim", {"device": 1.5})],
 )
 def test_bad_arguments_for_the_worlds_of_the_package_are_named(world, argument):
     with pytest.raises(ValueError, match=next(iter(argument))):
         AetherVectorEnv(2, world, **argument)
+
+
+@pytest.mark.parametrize(
+    "world, arguments",
+    [
+        ("dream", {"split": "train"}),
+        ("sim", {"model": "mini", "dtype": "float32", "rows_at_once": 16}),
+        (
+            BoxRoom(*SIZE),
+            {"height": 8, "width": 12, "fps": 12.0, "frames_per_step": 4, "model": "mini", "split": "train"}
+            | {"device": "cpu", "dtype": "float32", "rows_at_once": 16},
+        ),
+    ],
+    ids=["dream", "sim", "object"],
+)
+def test_settings_that_a_world_has_not_are_refused_and_not_ignored(world, arguments):
+    for name, value in arguments.items():
+        for make_env in (AetherEnv, AetherVectorEnv):
+            with pytest.raises(ValueError, match=f"{name} must be left out"):
+                make_env(world=world, **{name: value})
+
+
+def test_the_signature_names_every_setting_and_a_wrong_name_is_met_with_the_right_one():
+    for made in (AetherEnv, AetherVectorEnv, AetherGoalVectorEnv):
+        assert {"world", "task", "far", "rows_at_once"} <= set(inspect.signature(made).parameters)
+        assert "goal_keys" not in inspect.signature(made).parameters
+        with pytest.raises(TypeError, match=f"{made.__name__} has no argument 'frame_per_step'.*frames_per_step"):
+            made(frame_per_step=4)
 
 
 def test_an_unknown_argument_is_a_type_error():

@@ -54,6 +54,25 @@ def test_a_dream_is_the_same_alone_and_in_any_place_of_a_batch(world):
             np.testing.assert_allclose(a.depth[0], b.depth[row], rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_with_rows_at_once_every_call_has_as_many_rows_and_a_dream_is_the_same_to_the_bit(tiny_checkpoint, world, size):
+    parted = DreamWorld(load_checkpoint(tiny_checkpoint), rows_at_once=size)
+    asked = set()
+    for module in (parted.codec.parts.transformer.patch_embed, parted.codec.parts.vae.from_latents):
+        module.register_forward_hook(lambda module, inputs, output: asked.add(len(output)))
+    starts, seeds = [start(i, depth=i != 1) for i in range(4)], [11, 12, 13, 14]
+    state, seen = walk(parted, starts, seeds, 2)
+    assert asked == {size}
+    whole, _ = walk(world, starts, seeds, 2)
+    torch.testing.assert_close(state.history, whole.history, atol=1e-5, rtol=0)
+    for row in range(4):
+        alone_state, alone = walk(parted, starts[row : row + 1], seeds[row : row + 1], 2)
+        for field in fields(alone_state):
+            assert torch.equal(getattr(alone_state, field.name)[0], getattr(state, field.name)[row]), field.name
+        for a, b in zip(alone, seen, strict=True):
+            assert np.array_equal(a.rgb[0], b.rgb[row]) and np.array_equal(a.depth[0], b.depth[row])
+
+
 def test_another_seed_dreams_another_dream(world):
     states = [walk(world, [start(0)], [seed], 1)[0] for seed in (1, 2)]
     assert (states[0].history[0, -1] - states[1].history[0, -1]).abs().max() > 0.1
@@ -154,7 +173,7 @@ def test_bad_starts_and_paths_are_named(world):
         world.advance(state, np.tile(np.eye(4), (1, 3, 1, 1)))
 
 
-@pytest.mark.parametrize("bad", [{"height": 32}, {"width": 32}, {"frames_per_step": 3}, {"fps": 0.5}])
+@pytest.mark.parametrize("bad", [{"height": 32}, {"width": 32}, {"frames_per_step": 3}, {"fps": 0.5}, {"rows_at_once": 0}])
 def test_settings_that_the_checkpoint_does_not_have_are_named(tiny_checkpoint, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DreamWorld(load_checkpoint(tiny_checkpoint), **bad)
