@@ -21,6 +21,7 @@ from aether_env.envs.core import (
 )
 from aether_env.envs.goals import GoalTask
 from aether_env.envs.keeping import restored, snapshot
+from aether_env.envs.worlds import WORLD_SETTINGS
 from aether_env.world_model.promise import Frames, WorldModel
 
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ class AetherEnv(gym.Env[Observation, Any]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an env of its own over the same world: weights are not copied, episodes never change."""
-        twin = type(self)(**self._arguments | {"world": self.core.world})
+        own = {name: value for name, value in self._arguments.items() if name not in WORLD_SETTINGS}
+        twin = type(self)(**own | {"world": self.core.world})
         twin._arguments, twin.spec = self._arguments, deepcopy(self.spec, memo)
         twin.action_space = deepcopy(self.action_space, memo)  # it draws random actions
         twin._np_random, twin._np_random_seed = deepcopy(self._np_random, memo), self._np_random_seed

@@ -15,6 +15,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "sim": (*_SIZE, "split"),
 }
 """The settings that worlds of a name have."""
+WORLD_SETTINGS = frozenset(name for names in SETTINGS.values() for name in names)
 
 
 def make_world(world: str, settings: dict[str, Any], horizontal_fov: float | None) -> WorldModel:
@@ -56,9 +57,7 @@ def check_settings(world: str | object, settings: dict[str, Any]) -> None:
         ValueError: It has not: nothing is silently ignored.
     """
     own = SETTINGS.get(world, ()) if isinstance(world, str) else ()
-    whose = (
-        f"world={world!r}, which has none" if isinstance(world, str) else "a world of one's own"
-    )
+    whose = f"world={world!r}, which has none" if isinstance(world, str) else "a world of one's own"
     for name, value in settings.items():
         if name not in own:
             raise ValueError(f"{name} must be left out for {whose}, got {value!r}.")

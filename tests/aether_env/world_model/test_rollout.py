@@ -173,7 +173,9 @@ def test_bad_starts_and_paths_are_named(world):
         world.advance(state, np.tile(np.eye(4), (1, 3, 1, 1)))
 
 
-@pytest.mark.parametrize("bad", [{"height": 32}, {"width": 32}, {"frames_per_step": 3}, {"fps": 0.5}, {"rows_at_once": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"height": 32}, {"width": 32}, {"frames_per_step": 3}, {"fps": 0.5}, {"rows_at_once": 0}]
+)
 def test_settings_that_the_checkpoint_does_not_have_are_named(tiny_checkpoint, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DreamWorld(load_checkpoint(tiny_checkpoint), **bad)
