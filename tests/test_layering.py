@@ -23,9 +23,14 @@ ROOMS = [
     "aether_env.world_model.aetherv1_clips", "aether_env.world_model.long_video", "aether_env.world_model.dreams",
     "aether_env.world_model.pipeline",
     "aether_env.sim", "aether_env.envs", "aether_env.commands", "aether_env.cli", "policies",
-    "training.config", "training.recipes", "training.simulate", "training.losses", "training.objective",
-    "training.optimizer", "training.parallelize", "training.checkpointing", "training.discriminator",
-    "training.trainer", "training.train", "training.ship", "training.make_starts", "training.evaluation",
+    "training.data_config", "training.aetherv1_config", "training.config", "training.recipes",
+    "training.evaluation.datasets", "training.clips", "training.clip_coding", "training.shards",
+    "training.clip_sources", "training.record", "training.batch_plan", "training.dataset",
+    "training.simulate", "training.losses", "training.objective", "training.decoded", "training.aetherv1_objective",
+    "training.optimizer", "training.parallelize", "training.checkpointing", "training.folder", "training.warm",
+    "training.watch", "training.run", "training.discriminator", "training.aetherv1_stage",
+    "training.trainer", "training.train", "training.ship", "training.widen", "training.make_starts",
+    "training.evaluation",
 ]  # fmt: skip
 """From top to bottom; a folder stands for its files, which may import each other."""
 

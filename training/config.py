@@ -5,50 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from aether_env.conventions import FRAMES_PER_LATENT
+from training.aetherv1_config import AetherV1Config, AetherV1StageConfig, DecodedConfig
+from training.data_config import DataConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Clips rendered inside the run."""
-
-    height: int = 64
-    """Rows of a picture."""
-    width: int = 96
-    """Columns of a picture."""
-    fps: float = 12.0
-    """Frames per second."""
-    latent_steps: int = 12
-    """Latent steps of a clip: the resting first frame and groups of four frames."""
-    clip_starts: tuple[int, ...] = (0, 16, 28)
-    """Frames at which a window of the three tasks may begin; multiples of 4."""
-    chunk_clips: int = 1024
-    """Clips rendered and encoded together."""
-    chunks: int = 24
-    """Chunks held at a time."""
-    renew_every: int = 60
-    """Training steps after which the oldest chunk is replaced."""
-    supersample: int = 2
-    """Rays per pixel and axis."""
-    workers: int = 0
-    """Processes that plan clips ahead; 0 plans in the training process."""
-    family: str | None = None
-    """One scene family only; None mixes all."""
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of a clip."""
-        return FRAMES_PER_LATENT * (self.latent_steps - 1) + 1
-
-    def __post_init__(self) -> None:
-        if self.height % 8 or self.width % 8:
-            raise ValueError(f"height and width must be multiples of 8, got {self.height} x {self.width}.")
-        last = self.num_frames - 1 - 16
-        bad = [s for s in self.clip_starts if s % FRAMES_PER_LATENT or not 0 <= s <= last]
-        if bad or self.clip_starts[:1] != (0,):
-            raise ValueError(
-                f"clip_starts must be multiples of 4 in 0..{last}, got {bad}; change them or latent_steps."
-            )
+__all__ = [
+    "AetherV1Config", "AetherV1StageConfig", "AutoencoderConfig", "DataConfig", "DecodedConfig", "DecoderConfig",
+    "OptimizerConfig", "ParallelConfig", "TrainConfig", "TransformerConfig", "WatchConfig",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +24,37 @@ class OptimizerConfig:
     """Peak learning rate of Muon; 0 gives every parameter to AdamW."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    schedule: str = "trapezoid"
+    """"trapezoid": linear warm-up, constant, linear fall to zero. "onecycle": the paper's, as OneCycleLR (two cosines,
+    up from lr / 25 and down to lr / 250,000). Both follow the progress of the run, by steps or by the clock."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """"trapezoid": steps of warm-up."""
     decay_share: float = 0.4
-    """Share of the run, at its end, over which the rate falls linearly to zero."""
+    """"trapezoid": share of the run, at its end, over which the rate falls."""
+    rise_share: float = 0.3
+    """"onecycle": share of the run over which the rate rises."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     ema: float = 0.9995
     """Decay of the averaged weights that are shipped."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share must be in (0, 1], got {self.decay_share}.")
-        if self.lr <= 0 or self.muon_lr < 0 or self.clip_norm <= 0 or not 0 <= self.ema < 1:
-            raise ValueError(f"lr and clip_norm must be positive, muon_lr >= 0 and ema in [0, 1), got {self}.")
+        if self.schedule not in ("trapezoid", "onecycle"):
+            raise ValueError(f"schedule must be 'trapezoid' or 'onecycle', got {self.schedule!r}.")
+        for name in ("decay_share", "rise_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
+        for name in ("lr", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
+        for name in ("muon_lr", "weight_decay", "warmup_steps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        for name, value in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +111,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Stage 1: the diffusion transformer in latent space."""
+    """Stage 1: the diffusion transformer in latent space; with `decoded` stage 2."""
 
     architecture: dict[str, Any] = field(
         default_factory=lambda: {"num_attention_heads": 6, "num_layers": 8, "time_embed_dim": 128}
@@ -145,6 +125,9 @@ class TransformerConfig:
     """Share of the batch: one picture, its disparity and raymap to be dreamed. The rest are clips."""
     walker_start: float = 0.25
     """Share of the run after which walkers go on from what they dreamed; before, from the truth."""
+    walker_every: int = 1
+    """Training steps between two steps of the walkers; between them the same steps are trained on with other noise.
+    Dreaming is many small passes, of which a GPU computes quicker than a CPU can ask for them."""
     walker_sigmas: tuple[float, ...] = (1.0, 0.67, 0.33)
     """Noise levels of the walkers' sampling, and of the exported checkpoint's env steps."""
     walker_detail: float = 0.9
@@ -167,9 +150,10 @@ class TransformerConfig:
     first_ray_share: float = 0.15
     """Clips without path of which the first frame's rays (the intrinsics) are known."""
     autoencoder: str | None = None
-    """Checkpoint whose autoencoders are used: a folder such as runs/mini_autoencoder/checkpoint, or "mini"."""
-    warm_start: str | None = None
-    """Checkpoint whose transformer the run begins with; None begins with random weights."""
+    """Checkpoint whose autoencoders are used: a folder such as runs/mini_autoencoder/checkpoint, or "mini". "fresh" is
+    a pair with random weights, see `AutoencoderConfig`, which tries the machinery without another run."""
+    decoded: DecodedConfig | None = None
+    """Stage 2: losses on decoded clips beside the one on latents; None leaves them out."""
 
     def __post_init__(self) -> None:
         shares = (self.step_share, self.walker_share, self.reset_share)
@@ -184,6 +168,66 @@ class TransformerConfig:
             raise ValueError(f"find_pure_share and follow_pure_share must be in [0, 1], got {self}.")
         if self.ray_weight <= 0 or not 0 <= self.history_noise < 1:
             raise ValueError(f"ray_weight must be positive and history_noise in [0, 1), got {self}.")
+        if self.walker_every < 1:
+            raise ValueError(f"walker_every must be at least 1, got {self.walker_every}.")
+
+    def windows(self, batch_size: int) -> dict[str, int]:
+        """Return how many windows of each kind a batch holds: clip, step, walker, reset.
+
+        Raises:
+            ValueError: There are none of some kind.
+        """
+        sizes = {name: round(batch_size * getattr(self, f"{name}_share")) for name in ("step", "walker", "reset")}
+        sizes = {"clip": batch_size - sum(sizes.values()), **sizes}
+        if min(sizes.values()) < 1:
+            raise ValueError(
+                f"batch_size {batch_size} leaves no sample for some kind of window ({sizes}); use at least 32."
+            )
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run spreads over processes, and what it computes twice to save memory."""
+
+    shards: int = 1
+    """Processes that share one copy of the weights and optimizers, of one node as a rule; 1: each holds its own."""
+    activation_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass: a third more work, a fraction of the memory."""
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise ValueError(f"shards must be at least 1, got {self.shards}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What a run shows of itself beside log.jsonl."""
+
+    tensorboard: bool = True
+    """Scalars and sheets also to RUN_DIR/tensorboard, where the package tensorboard is installed."""
+    sheet_every: int = 0
+    """Steps between sheets of samples from validation seeds, in RUN_DIR/samples; 0: none."""
+    sheet_clips: int = 4
+    """Clips on a sheet."""
+    peak_tflops: float | None = None
+    """Peak of the device, of which MFU is a share; None measures it by matrix products, on a CPU there is none."""
+
+    def __post_init__(self) -> None:
+        if self.sheet_every < 0 or self.sheet_clips < 1:
+            raise ValueError(
+                f"sheet_every must be at least 0 and sheet_clips at least 1, got {self.sheet_every} and "
+                f"{self.sheet_clips}."
+            )
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops must be positive, got {self.peak_tflops}; leave it out to measure it.")
+
+
+FRESH = "fresh"
+"""In place of a checkpoint's name: random weights."""
+STAGES = ("autoencoder", "decoder", "transformer", "aetherv1")
+"""What can be trained: both autoencoders of our layout, its colour decoder, its transformer; the paper's model."""
+WARM_TIMES = ("never", "end", "saves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +235,7 @@ class TrainConfig:
     """A run."""
 
     stage: str = "transformer"
-    """"autoencoder", "decoder" or "transformer"."""
+    """"autoencoder", "decoder", "transformer" (of our layout) or "aetherv1"."""
     data: DataConfig = field(default_factory=DataConfig)
     """Clips."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -202,6 +246,12 @@ class TrainConfig:
     """Of the stage "decoder"."""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     """Of the stage "transformer"."""
+    aetherv1: AetherV1StageConfig = field(default_factory=AetherV1StageConfig)
+    """Of the stage "aetherv1"."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Processes and memory."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Progress, sheets."""
     batch_size: int = 256
     """Samples per step and process."""
     steps: int = 1000
@@ -209,10 +259,17 @@ class TrainConfig:
     minutes: float | None = None
     """Wall-clock budget: the schedule ends at `steps` or here, whichever comes first. Such a run cannot be repeated bit
     by bit, because the schedule follows the clock."""
+    warm_start: str | None = None
+    """What the run begins with instead of random weights: a checkpoint of the same architecture, such as "mini", or a
+    run or its folder warm/, whose raw and averaged weights both go on."""
+    warm: str = "saves"
+    """When the folder warm/ is written, all weights in bfloat16: "never", at the "end", or at all "saves"."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20
-    """Steps between log lines."""
+    """Steps after which their log lines are written together: until then the numbers stay on the device."""
+    max_bad_steps: int = 20
+    """A step whose loss or gradient is not finite is skipped; after so many in a row the run stops with a report."""
     seed: int = 0
     """Of the weights and of every draw."""
     device: str = "cpu"
@@ -223,10 +280,22 @@ class TrainConfig:
     """Run the network in bfloat16; weights and sums stay float32."""
 
     def __post_init__(self) -> None:
-        if self.stage not in ("autoencoder", "decoder", "transformer"):
-            raise ValueError(f"stage must be 'autoencoder', 'decoder' or 'transformer', got {self.stage!r}.")
-        for name in ("batch_size", "steps", "save_every", "log_every"):
+        for name, choices in (("stage", STAGES), ("warm", WARM_TIMES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name in ("batch_size", "steps", "save_every", "log_every", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.stage == "transformer" and self.transformer.autoencoder is None:
-            raise ValueError("transformer.autoencoder must name a checkpoint with trained autoencoders.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}; leave it out to go by steps.")
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}.")
+        if self.stage == "transformer":
+            if self.transformer.autoencoder is None:
+                raise ValueError("transformer.autoencoder must name a checkpoint with trained autoencoders.")
+            self.transformer.windows(self.batch_size)
+        if self.stage == "aetherv1" and self.aetherv1.checkpoint is None:
+            raise ValueError(
+                "aetherv1.checkpoint must name a folder in the published format: aether import-aetherv1 brings "
+                "AetherV1, python -m training.widen makes one of CogVideoX-5b-I2V."
+            )

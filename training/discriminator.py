@@ -50,7 +50,9 @@ class Critic:
         self.network: nn.Module = anything.to(processes.device, memory_format=torch.channels_last)
         self.processes, self.peak_lr = processes, config.critic_lr
         self.parameters = list(self.network.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.critic_lr, betas=(0.0, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.critic_lr, betas=(0.0, 0.99), weight_decay=0.0, fused=True
+        )
         self._logits: Any = torch.compile(self.network, dynamic=False) if compile else self.network
 
     def learn(self, real: Tensor, decoded: Tensor, factor: float) -> dict[str, Tensor]:
@@ -89,3 +91,7 @@ class Critic:
         """Undo `state_dict`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Fused AdamW goes through memory, whatever the strides: moments must lie as the weights do (channels last).
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -285,9 +286,18 @@ def noise_levels(generator: torch.Generator, pure_share: Tensor) -> Tensor:
     return torch.where(choice < pure_share, torch.ones_like(other), other)
 
 
+class Answer(NamedTuple):
+    """What the network said of B windows."""
+
+    clean: Tensor
+    """(B, N, TARGET_CHANNELS, h, w) clean latents of the slots that are dreamed, with gradient."""
+    level: Tensor
+    """(B,) noise levels at which it was asked."""
+
+
 def stage1_loss(
     predict_clean: CleanPrediction, batch: Batch, config: TransformerConfig, generator: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Answer]:
     """Denoising loss: mean squared error of the clean latents, weighted by noise level and block, over dreamed slots.
 
     Args:
@@ -297,7 +307,7 @@ def stage1_loss(
         generator: Of noise and noise levels.
 
     Returns:
-        The loss, and its unweighted parts colour, disparity and ray for the log.
+        The loss, its unweighted parts colour, disparity and ray for the log, and the answer that it judges.
     """
     past, window = look_back(predict_clean, batch.window)
     target = batch.target[:, batch.window.history :]
@@ -316,4 +326,4 @@ def stage1_loss(
         per_item = (error[:, :, block].mean(dim=(2, 3, 4)) * dreamed).sum(dim=1)
         loss = loss + share * (weight * per_item).mean()
         parts[name] = per_item.detach().mean()
-    return loss, parts
+    return loss, parts, Answer(clean, level)

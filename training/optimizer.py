@@ -1,55 +1,159 @@
-"""The optimizers of a run, their schedule, and the averaged weights."""
+"""The optimizers of a run, their schedule, steps that can be left out, and the averaged weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.config import OptimizerConfig
 
+FIRST_SHARE, LAST_SHARE = 1 / 25, 1 / 250_000
+"""Of the peak rate, at the ends of "onecycle": PyTorch's div_factor 25 and final_div_factor 10,000."""
+
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW, and Muon for the matrices of attention and feed-forward where `muon_lr` is not 0."""
+    """Return AdamW, and Muon for the matrices of attention and feed-forward where `muon_lr` is not 0.
+
+    Their state is there from the beginning, so that a checkpoint can be read into it.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inside = config.muon_lr > 0 and parameter.ndim == 2 and (".attn1." in name or ".ff." in name)
         (matrices if inside else rest).append(parameter)
-    fused = rest[0].is_cuda
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=fused)
-    ]
+    # Fused AdamW is the one that leaves a step out by a flag on the device.
+    adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    begin_adamw(adamw)
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+        muon = torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
+        for parameter in matrices:
+            muon.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+        optimizers.append(muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
 
 
+def begin_adamw(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that AdamW would make at its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device if group["fused"] else "cpu"),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
 def rate_factor(progress: float, step: int, config: OptimizerConfig) -> float:
-    """Return the share of the peak rate: linear warm-up, constant, linear decay to zero at progress 1."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warm * min(1.0, max(0.0, 1.0 - progress) / config.decay_share)
+    """Return the share of the peak rate.
+
+    Args:
+        progress: Share of the run that is done, 0 to 1.
+        step: Steps done; the warm-up of "trapezoid" counts them.
+        config: `schedule` and its shares.
+    """
+    if config.schedule == "trapezoid":
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        return warm * min(1.0, max(0.0, 1.0 - progress) / config.decay_share)
+    rise = config.rise_share
+    if progress < rise:
+        return _cosine(FIRST_SHARE, 1.0, progress / rise)
+    return _cosine(1.0, LAST_SHARE, min(1.0, (progress - rise) / max(1.0 - rise, 1e-9)))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+class Kept:
+    """Copies of tensors, to put back where a flag on the device says so: the host need not know, so it does not wait.
+
+    Args:
+        tensors: What a step is going to change in place; all on one device.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        self.tensors = list(tensors)
+        self.copies = [tensor.detach().clone() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def put_back(self, bad: Tensor) -> None:
+        """Undo all changes, bit by bit, if `bad` (0-dim, 0 or 1) is 1."""
+        for tensor, copy in zip(self.tensors, self.copies, strict=True):
+            tensor.copy_(torch.where(bad > 0, copy, tensor))
+
+
+def kept_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> Kept:
+    """Keep a network's weights and buffers and its optimizer's state, but for step counters that the host holds."""
+    tensors = [*module.state_dict().values(), *_state_tensors(optimizer)]
+    return Kept([tensor for tensor in tensors if tensor.device == tensors[0].device])
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+
+
+def step_unless(bad: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let the optimizers step; if `bad` (0-dim float, 0 or 1) is 1, weights and state stay as they are.
+
+    The flag stays on the device. AdamW takes it as `torch.amp.GradScaler` hands it over; the others are undone.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.AdamW):
+            flagged: Any = optimizer
+            flagged.found_inf = bad
+            optimizer.step()
+            del flagged.found_inf
+        else:
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            kept = Kept([*weights, *_state_tensors(optimizer)])
+            optimizer.step()
+            kept.put_back(bad)
+        optimizer.zero_grad(set_to_none=True)
 
 
 class AveragedWeights:
-    """Exponential moving average of a model's parameters, with a short memory at the start."""
+    """Exponential moving average of a model's parameters, with a short memory at the start.
+
+    Args:
+        parameters: Of the model.
+        decay: Of the average, when it is old.
+    """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.decay = decay
         self.average = [p.detach().clone() for p in parameters]
+        self.head_start = 0
+        """Steps that it was older than the run when the run began."""
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[Tensor], step: int) -> None:
-        """Take one step of the average."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1.0 - decay)
+    def update(self, parameters: Iterable[Tensor], step: int, bad: Tensor) -> None:
+        """Take one step of the average, unless `bad` (0-dim float, 0 or 1) is 1."""
+        age = step + self.head_start
+        share = (1.0 - min(self.decay, (1 + age) / (10 + age))) * (1.0 - bad)
+        difference = torch._foreach_sub([p.detach() for p in parameters], self.average)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(self.average, difference)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[Tensor]) -> None:
         """Write the average into the parameters."""
         for parameter, average in zip(parameters, self.average, strict=True):
             parameter.copy_(average)
+
+    @torch.no_grad()
+    def swap_with(self, parameters: Iterable[Tensor]) -> None:
+        """Exchange the average and the parameters; a second call undoes the first, bit by bit."""
+        for parameter, average in zip(parameters, self.average, strict=True):
+            before = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(before)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from aether_env.conventions import FRAMES_PER_LATENT
-from aether_env.disparity import encode_disparity, unit_from_depth
+from aether_env.conventions import FAR_DEPTH, FRAMES_PER_LATENT
+from aether_env.disparity import encode_disparity, fill_depth, unit_from_depth
 from aether_env.sim import ClipPlans, SimClips, draw_clips, plan_clips
 from aether_env.sim.seeds import SPLITS
 from aether_env.world_model.autoencoder import CausalGroupAutoencoder
+from aether_env.world_model.latents import shows_surface
+from training.clip_sources import MixedClips
+from training.clips import shows_sky
 from training.config import DataConfig
+from training.dataset import BatchSettings, ClipBatches
 
 CLIP_FRAMES = 16
 """Frames after the first one in a window of the three tasks."""
@@ -52,7 +57,14 @@ class ChunkSource:
     def __init__(self, config: DataConfig, device: str, seeds_of: Callable[[int], range], workers: int = 0):
         self.config, self.device, self.seeds_of, self.workers = config, device, seeds_of, workers
         self._planned: dict[int, Future[ClipPlans]] = {}
-        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+        # Ctrl-C is the run's to answer: workers that it reached too would be missed when the run saves and ends.
+        self._pool = (
+            ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+            )
+            if workers
+            else None
+        )
 
     def __call__(self, number: int) -> SimClips:
         """Return the clips of a chunk."""
@@ -75,6 +87,92 @@ class ChunkSource:
         """End the workers."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+class Chunk(Protocol):
+    """N clips of T frames on one device, as `SimClips` describes them."""
+
+    @property
+    def rgb(self) -> Tensor:
+        """(N, T, H, W, 3) uint8."""
+        ...
+
+    @property
+    def depth(self) -> Tensor:
+        """(N, T, H, W) float32 metres."""
+        ...
+
+    @property
+    def valid(self) -> Tensor:
+        """(N, T, H, W) bool."""
+        ...
+
+    @property
+    def world_from_camera(self) -> Tensor:
+        """(N, T, 4, 4) float64."""
+        ...
+
+    @property
+    def intrinsics(self) -> Tensor:
+        """(N, T, 3, 3) pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class MixedChunk:
+    """A chunk whose clips come from anywhere, see `Chunk`."""
+
+    rgb: Tensor
+    depth: Tensor
+    valid: Tensor
+    world_from_camera: Tensor
+    intrinsics: Tensor
+
+
+class MixedSource:
+    """Chunks by number of clips from several sources: recorded, annotated, rendered.
+
+    Args:
+        config: Of the clips; all are brought to its size, rate and length.
+        mixed: The sources.
+        device: Where chunks go.
+        rank: Number of this process.
+        world_size: How many there are.
+        seed: Of what is dealt.
+    """
+
+    def __init__(self, config: DataConfig, mixed: MixedClips, device: str, rank: int, world_size: int, seed: int):
+        self.config, self.device = config, device
+        settings = BatchSettings(
+            batch_size=config.chunk_clips,
+            num_frames=(config.num_frames,),
+            fps=(config.fps,),
+            sizes=((config.height, config.width),),
+            seed=seed,
+            workers=config.workers,
+            ahead=1,
+        )
+        self.batches = ClipBatches(mixed, settings, rank=rank, world_size=world_size)
+
+    def __call__(self, number: int) -> MixedChunk:
+        """Return the clips of a chunk; quickest in order."""
+        self.batches.seek(number)
+        batch = next(self.batches)
+        known = batch.valid | torch.from_numpy(shows_sky(batch.depth.numpy(), batch.valid.numpy()))
+        # As it is done with depth that an env is given: the network sees complete depth only.
+        depth = torch.where(known, batch.depth, 0.0).to(self.device)
+        depth = fill_depth(depth.flatten(0, 1)).view(depth.shape).clamp(max=FAR_DEPTH)
+        return MixedChunk(
+            rgb=batch.rgb.movedim(2, -1).to(self.device),
+            depth=depth,
+            valid=shows_surface(depth),
+            world_from_camera=batch.world_from_camera.to(self.device),
+            intrinsics=batch.intrinsics.float().to(self.device),
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        self.batches.close()
 
 
 def live_chunks(chunks: int, renewals: int) -> list[int]:
@@ -150,7 +248,7 @@ class LatentBank:
         colour: CausalGroupAutoencoder,
         disparity: CausalGroupAutoencoder,
         device: str,
-        source: Callable[[int], SimClips],
+        source: Callable[[int], Chunk],
         renewals: int = 0,
     ):
         self.config, self.device, self.source = config, device, source
@@ -216,7 +314,7 @@ def encode_group(vae: CausalGroupAutoencoder, video: Tensor, batch: int = 512) -
 def picture_batches(
     config: DataConfig,
     device: str,
-    source: Callable[[int], SimClips],
+    source: Callable[[int], Chunk],
     batch_size: int,
     still_share: float,
     generator_of: Callable[[int], torch.Generator],
@@ -228,7 +326,7 @@ def picture_batches(
         Colour (B, 3, 8, H, W) and stored disparity (B, 1, 8, H, W), both in [-1, 1]. In a share of the samples the
         first four frames are one picture at rest, as at the start of every clip.
     """
-    ring: dict[int, SimClips] = {}
+    ring: dict[int, Chunk] = {}
     step = first_step
     while True:
         numbers = live_chunks(config.chunks, step // config.renew_every)

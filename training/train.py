@@ -1,56 +1,105 @@
 """Train one recipe: python -m training.train --recipe debug_cpu --run-dir runs/debug_cpu
 
 Run again with the same folder it goes on from its newest checkpoint. Under torchrun it uses every process:
-torchrun --standalone --nproc-per-node 4 -m training.train --recipe mini --run-dir runs/mini
+torchrun --standalone --nproc-per-node 4 -m training.train --recipe mini_4gpu --run-dir runs/mini
+Every setting of the recipe is an option (--optimizer.lr 1e-4 --data.chunks 8); `--recipe NAME --help` lists them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-from dataclasses import replace
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import tyro
 
+from training.config import TrainConfig
+from training.recipes import RECIPES
 
-def main(
-    recipe: str,
-    run_dir: Path | None = None,
-    autoencoder: str | None = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    warm_start: str | None = None,
-) -> None:
-    """Train one recipe of training/recipes.py.
+BAD_SETTINGS_CODE = 2
 
-    Args:
-        recipe: Its name.
-        run_dir: Where everything goes; default runs/RECIPE.
-        autoencoder: Checkpoint with the autoencoders, instead of the recipe's.
-        minutes: Wall-clock budget, instead of the recipe's.
-        steps: Steps, instead of the recipe's.
-        batch_size: Samples per step and process, instead of the recipe's.
-        warm_start: Checkpoint whose transformer the run begins with.
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train one recipe of training/recipes.py; run again it goes on. Every setting of the recipe is an option."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """The recipe with what is changed."""
+    recipe: str = "debug_cpu"
+    """Its name; what else it may be is said if there is none of that name."""
+    run_dir: Path | None = None
+    """Where everything goes; default runs/RECIPE."""
+    autoencoder: str | None = None
+    """Checkpoint with the autoencoders, of both the transformer and the decoder stage."""
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read the command line: first which recipe, then what is changed of it.
+
+    Raises:
+        ValueError: No such recipe, or a setting that is impossible.
+        SystemExit: After --help.
     """
-    from training.recipes import RECIPES
-    from training.trainer import train
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    recipe = "debug_cpu" if {"-h", "--help"} & set(arguments) else None
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        recipe = value if option == "--recipe" else option[9:] if option.startswith("--recipe=") else recipe
     if recipe not in RECIPES:
-        raise SystemExit(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
-    config = RECIPES[recipe]()
-    changes: dict[str, Any] = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    given = {"autoencoder": autoencoder, "warm_start": warm_start}
-    origins: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    config = replace(config, transformer=replace(config.transformer, **origins))
-    if autoencoder is not None:
-        config = replace(config, decoder=replace(config.decoder, autoencoder=autoencoder))
-    folder = train(config, run_dir or Path("runs") / recipe)
+        missing = "--recipe is missing" if recipe is None else f"unknown recipe {recipe!r}"
+        raise ValueError(f"{missing}; choose one of {', '.join(RECIPES)}.")
+    default = Command(config=RECIPES[recipe](), recipe=recipe)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            command = tyro.cli(Command, args=arguments, default=default, prog="python -m training.train")
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise ValueError(_first_sentence(told.getvalue())) from error
+    if command.autoencoder is None:
+        return command
+    config = command.config
+    transformer = replace(config.transformer, autoencoder=command.autoencoder)
+    decoder = replace(config.decoder, autoencoder=command.autoencoder)
+    return replace(command, config=replace(config, transformer=transformer, decoder=decoder))
+
+
+def _first_sentence(box: str) -> str:
+    """Return what tyro says first in its box, in one line."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    said = []
+    for line in lines[1:]:
+        if not line or set(line) <= {"─"}:
+            break
+        said.append(line)
+    return re.sub(r"^(Error parsing )?(config[.:] ?)?", "", " ".join(said))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exit codes: 2 impossible settings, 3 too many bad steps, 130 and 143 stopped by a signal."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        run_dir = command.run_dir or Path("runs") / command.recipe
+        from training.run import RunStopped  # after --help: PyTorch takes seconds
+        from training.trainer import check_run, train
+
+        check_run(command.config, run_dir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(BAD_SETTINGS_CODE) from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        folder = train(command.config, run_dir)
+    except RunStopped as stop:
+        logging.error("%s", stop)
+        raise SystemExit(stop.code) from stop
     logging.info("checkpoint in %s", folder)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

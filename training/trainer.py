@@ -3,166 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-import time
+import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from aether_env.devices import check_device
 from aether_env.world_model.autoencoder import CausalGroupAutoencoder
-from aether_env.world_model.checkpoint import Components, Settings, load_checkpoint, save_checkpoint
+from aether_env.world_model.checkpoint import Components, Settings, load_checkpoint, resolve, save_checkpoint
+from aether_env.world_model.conditions import (
+    CLIP_POSITIONS,
+    STEP_POSITIONS,
+    TARGET_CHANNELS,
+    WINDOW,
+    Window,
+    transformer_input,
+)
+from aether_env.world_model.denoise import look_back
+from aether_env.world_model.latents import CELL
 from aether_env.world_model.network import PROMPT_DIM, CleanPrediction, build_transformer
-from training.checkpointing import load_run, newest_run, rng_for, save_run
-from training.config import TrainConfig
+from aether_env.world_model.own_clips import OwnClips
+from training.aetherv1_stage import check_aetherv1_stage, open_sources, train_aetherv1
+from training.checkpointing import rng_for
+from training.config import FRESH, TrainConfig
+from training.data_config import check_sources
+from training.decoded import decoded_loss
 from training.discriminator import Critic, PatchDiscriminator
+from training.folder import EXPORT, check_folder, write_config
 from training.losses import reconstruction_loss, rgb_gradient_energy
 from training.objective import Sampler, Walkers, stage1_loss
-from training.optimizer import AveragedWeights, build_optimizers, rate_factor
+from training.optimizer import begin_adamw, kept_state, rate_factor
 from training.parallelize import (
     Processes,
-    average_gradients,
-    average_number,
     average_tensor,
+    check_shards,
     join_processes,
     leave_processes,
+    shard_model,
+    within_shards,
 )
-from training.simulate import ChunkSource, LatentBank, chunk_seeds, picture_batches
+from training.run import Run
+from training.simulate import ChunkSource, LatentBank, MixedSource, chunk_seeds, picture_batches
+from training.warm import find_warm
+from training.watch import SampleSheet, count_flops
 
-logger = logging.getLogger(__name__)
-EXPORT = "checkpoint"
 DECODER_PARTS = ("from_latents", "decoder", "group_out", "fine", "frame_out")
 """Of a CausalGroupAutoencoder: what lies behind the latents."""
-CLOCK_EVERY = 10
-"""Steps between looks at the clock: the processes have to agree on it, which makes them wait."""
-
-
-class Run:
-    """What the stages share: processes, optimizers, averaged weights, log, checkpoints, resume."""
-
-    def __init__(self, config: TrainConfig, run_dir: Path, model: nn.Module, processes: Processes):
-        self.config, self.run_dir, self.processes = config, run_dir, processes
-        self.model = model.to(processes.device)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizers = build_optimizers(self.model, config.optimizer)
-        self.average = AveragedWeights(self.parameters, config.optimizer.ema)
-        self.step = 0
-        self.extra: dict[str, Any] = {}
-        self.began = time.monotonic()
-        self._clock_share = 0.0
-        run_dir.mkdir(parents=True, exist_ok=True)
-        newest = newest_run(run_dir)
-        if newest is not None:
-            self.step, state = load_run(newest, processes.device)
-            self._load(state)
-            logger.info("resumed %s at step %d", newest, self.step)
-        self._trim_log()
-
-    def generator(self, salt: int = 0) -> torch.Generator:
-        """Return the generator of this step."""
-        return rng_for(self.config.seed + salt, self.step, self.processes.rank, self.processes.device)
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done: by steps, or by the clock where `minutes` is set."""
-        if self.config.minutes is not None and self.step % CLOCK_EVERY == 0:
-            share = (time.monotonic() - self.began) / (60 * self.config.minutes)
-            self._clock_share = average_number(share, self.processes)
-        return max(self.step / self.config.steps, self._clock_share)
-
-    def descend(self, loss: Tensor, progress: float) -> Tensor:
-        """Take one optimizer step; returns the gradient's norm."""
-        loss.backward()
-        average_gradients(self.parameters, self.processes)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
-        factor = rate_factor(progress, self.step, self.config.optimizer)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.parameters, self.step)
-        return norm
-
-    def loop(self, advance: Callable[[float], dict[str, Tensor]], extra: Callable[[], dict[str, Any]]) -> None:
-        """Call `advance(progress)` until the run is done; log and save on the way.
-
-        Args:
-            advance: Takes one step and returns what to log.
-            extra: What `save` keeps beside model and optimizers.
-        """
-        bar = tqdm(
-            total=self.config.steps, initial=self.step, disable=self.processes.rank > 0, mininterval=5.0, unit="step"
-        )
-        last_log, last_time = self.step, time.monotonic()
-        while (progress := self.progress) < 1.0:
-            record = advance(progress)
-            self.step += 1
-            bar.update()
-            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                values = {k: float(average_tensor(v.detach(), self.processes)) for k, v in record.items()}
-                now = time.monotonic()
-                rate = (self.step - last_log) * self.config.batch_size * self.processes.world_size / (now - last_time)
-                last_log, last_time = self.step, now
-                self._log(
-                    {"step": self.step, **values, "samples_per_s": round(rate, 1), "progress": round(progress, 5)}
-                )
-                if not all(torch.isfinite(torch.tensor(v)) for v in values.values()):
-                    raise FloatingPointError(
-                        f"the loss is not finite at step {self.step}: {values}; lower the rate or resume."
-                    )
-            if self.step % self.config.save_every == 0:
-                self.save(extra())
-        bar.close()
-        self.save(extra())
-
-    def save(self, extra: dict[str, Any]) -> None:
-        """Write a checkpoint to resume from (first process)."""
-        if self.processes.rank > 0:
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average.average,
-            "seconds": time.monotonic() - self.began,
-            "extra": extra,
-        }
-        save_run(self.run_dir, self.step, state)
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.average = state["average"]
-        self.extra = state["extra"]
-        self.began = time.monotonic() - state["seconds"]
-
-    def _log(self, record: dict[str, Any]) -> None:
-        if self.processes.rank == 0:
-            with (self.run_dir / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-
-    def _trim_log(self) -> None:
-        """Drop lines of steps that were lost, and a torn last line."""
-        path = self.run_dir / "log.jsonl"
-        if self.processes.rank > 0 or not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.rename(path)
 
 
 def train(config: TrainConfig, run_dir: Path) -> Path:
@@ -170,36 +63,50 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
 
     Args:
         config: The run.
-        run_dir: Everything it leaves: config.json, log.jsonl, step_*/, checkpoint/.
+        run_dir: Everything it leaves, see `training.run`.
 
     Returns:
         The folder of the exported checkpoint.
+
+    Raises:
+        ValueError: See `check_run`.
+        RunStopped: By a signal or too many bad steps.
     """
+    check_run(config, run_dir)
     processes = join_processes(config.device)
     try:
         if processes.rank == 0:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _write_config(run_dir, config)
+            write_config(config, run_dir)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        stages = {"autoencoder": train_autoencoder, "decoder": train_decoder, "transformer": train_transformer}
-        return stages[config.stage](config, run_dir, processes)
+        return STAGES[config.stage](config, run_dir, processes)
     finally:
         leave_processes(processes)
 
 
-def _write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Write config.json, or refuse a folder that holds another run; how long and how often may change."""
-    path, free = run_dir / "config.json", ("steps", "minutes", "save_every", "log_every")
-    described = json.loads(json.dumps(dataclasses.asdict(config)))
-    if path.exists() and newest_run(run_dir) is not None:
-        before = json.loads(path.read_text())
-        changed = [k for k in described if k not in free and described[k] != before.get(k)]
-        if changed:
-            raise ValueError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder.")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(described, indent=2))
-    temporary.rename(path)
+def check_run(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse what cannot work here, before anything is built.
+
+    Raises:
+        ValueError: The folder holds another run, the device is not there, the processes cannot be divided so, or a
+            checkpoint is missing.
+    """
+    check_folder(config, run_dir)
+    check_device(config.device)
+    shards = config.parallel.shards
+    check_shards(shards, int(os.environ.get("WORLD_SIZE", "1")), config.optimizer.muon_lr)
+    if shards > 1 and config.stage in ("autoencoder", "decoder"):
+        raise ValueError(f"parallel.shards must be 1 in the stage {config.stage!r}, got {shards}.")
+    check_sources(config.data.sources)
+    if config.stage == "aetherv1":
+        check_aetherv1_stage(config)
+        return
+    if config.stage == "transformer" and config.transformer.autoencoder not in (None, FRESH):
+        resolve(str(config.transformer.autoencoder))
+    if config.stage == "decoder":
+        resolve(config.decoder.autoencoder)
+    if config.warm_start is not None and find_warm(config.warm_start) is None:
+        resolve(config.warm_start)
 
 
 def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
@@ -209,10 +116,15 @@ def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+def _fresh_pair(config: TrainConfig) -> Any:
+    """Return the two autoencoders with random weights."""
+    parts: dict[str, Any] = {"colour": config.autoencoder.colour, "disparity": config.autoencoder.disparity}
+    return _seeded(config.seed, lambda: nn.ModuleDict({n: CausalGroupAutoencoder(**a) for n, a in parts.items()}))
+
+
 def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
     """Train the colour and the disparity autoencoder."""
-    parts: dict[str, Any] = {"colour": config.autoencoder.colour, "disparity": config.autoencoder.disparity}
-    model: Any = _seeded(config.seed, lambda: nn.ModuleDict({n: CausalGroupAutoencoder(**a) for n, a in parts.items()}))
+    model = _fresh_pair(config)
     model.to(memory_format=torch.channels_last)
     run = Run(config, run_dir, model, processes)
     device = processes.device
@@ -221,13 +133,15 @@ def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) 
     moments = {name: compiled(module.moments) for name, module in modules.items()}
     frames = {name: compiled(module.frames) for name, module in modules.items()}
     source = _source(config, processes)
-    batches = _pictures(run, source)
+    batches = _pictures(config, processes, source, run.step)
 
     def advance(progress: float) -> dict[str, Tensor]:
         generator = run.generator()
         record: dict[str, Tensor] = {}
         total = torch.zeros((), device=device)
-        for name, video in zip(("colour", "disparity"), next(batches), strict=True):
+        with run.watch.waiting():
+            videos = next(batches)
+        for name, video in zip(("colour", "disparity"), videos, strict=True):
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
                 posterior = DiagonalGaussianDistribution(moments[name](video))
                 z = posterior.sample(generator)
@@ -238,37 +152,32 @@ def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) 
             with torch.no_grad():
                 mse = ((decoded.float().clamp(-1, 1) - video) ** 2).mean()
             record |= {f"{name}_psnr": 10 * torch.log10(4.0 / mse), f"{name}_kl": kl.detach()}
-        run.descend(total, progress)
-        return {"loss": total.detach(), **record}
+        return {"loss": total.detach(), "grad_norm": run.descend(total, progress), **record}
 
     try:
-        run.loop(advance, dict)
+        run.loop(advance)
         last = next(batches)
     finally:
         source.close()
     run.average.copy_to(run.parameters)
-    statistics = measure_latents(modules, last, processes)
-    for name, module in modules.items():
-        module.register_to_config(latents_mean=statistics[name][0], latents_std=statistics[name][1])
-        module.mean.copy_(torch.tensor(statistics[name][0]))
-        module.std.copy_(torch.tensor(statistics[name][1]))
+    normalise(modules, last, processes)
     if processes.rank == 0:
         export(run_dir / EXPORT, config, modules["colour"], modules["disparity"], None)
     return run_dir / EXPORT
 
 
 @torch.no_grad()
-def measure_latents(
-    modules: dict[str, Any], batch: tuple[Tensor, Tensor], processes: Processes
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Return mean and standard deviation of each latent channel over a batch, per autoencoder."""
-    statistics = {}
+def normalise(modules: dict[str, Any], batch: tuple[Tensor, Tensor], processes: Processes) -> None:
+    """Note each latent channel's mean and standard deviation over a batch in the autoencoders, which divide by them."""
     for name, video in zip(("colour", "disparity"), batch, strict=True):
-        z = modules[name].encode(video).latent_dist.mode().float()
+        module = modules[name]
+        z = module.encode(video).latent_dist.mode().float()
         mean = average_tensor(z.mean(dim=(0, 2, 3, 4)), processes)
         square = average_tensor((z**2).mean(dim=(0, 2, 3, 4)), processes)
-        statistics[name] = (mean.tolist(), (square - mean**2).clamp(min=1e-8).sqrt().tolist())
-    return statistics
+        std = (square - mean**2).clamp(min=1e-8).sqrt()
+        module.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        module.mean.copy_(mean)
+        module.std.copy_(std)
 
 
 def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
@@ -280,21 +189,24 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
     run = Run(config, run_dir, decoder, processes)
     network = _seeded(config.seed, lambda: PatchDiscriminator(stage.critic_widths))
     critic = Critic(network, stage, processes, config.compile)
+    begin_adamw(critic.optimizer)
     if run.extra:
         critic.load_state_dict(run.extra["critic"])
     compiled: Any = torch.compile if config.compile else (lambda function: function)
     moments, frames = compiled(colour.moments), compiled(colour.frames)
     source = _source(config, processes)
-    batches = _pictures(run, source)
+    batches = _pictures(config, processes, source, run.step)
 
     def advance(progress: float) -> dict[str, Tensor]:
-        video, _ = next(batches)
+        with run.watch.waiting():
+            video, _ = next(batches)
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
             with torch.no_grad():
                 z = DiagonalGaussianDistribution(moments(video)).mode().float()
                 z = disturbed(z, colour.std, stage.latent_noise, run.generator())
             decoded = frames(z, torch.cat([torch.zeros_like(z[:, :, :1]), z[:, :, :-1]], dim=2))
         decoded = decoded.float()
+        before = kept_state(critic.network, critic.optimizer)
         record = critic.learn(video, decoded, rate_factor(progress, run.step, config.optimizer))
         loss = reconstruction_loss(decoded, video, config.autoencoder.edge_weight)
         if progress >= stage.adversarial_start:
@@ -302,7 +214,8 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
         with torch.no_grad():
             mse = ((decoded.clamp(-1, 1) - video) ** 2).mean()
             sharpness = rgb_gradient_energy(decoded) / rgb_gradient_energy(video)
-        norm = run.descend(loss, progress)
+        norm = run.descend(loss, progress, record["critic_loss"])
+        before.put_back(run.bad)
         psnr = 10 * torch.log10(4.0 / mse)
         return {"loss": loss.detach(), "psnr": psnr, "sharpness": sharpness, "grad_norm": norm, **record}
 
@@ -324,87 +237,155 @@ def disturbed(z: Tensor, std: Tensor, most: float, generator: torch.Generator) -
 
 
 def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
-    """Train the transformer (stage 1)."""
-    device, data, stage = processes.device, config.data, config.transformer
-    assert stage.autoencoder is not None
-    autoencoders = load_checkpoint(stage.autoencoder, device)
+    """Train the transformer: stage 1, and stage 2 where `decoded` is set."""
+    device, data, stage, parallel = processes.device, config.data, config.transformer, config.parallel
     transformer: Any = _seeded(config.seed, lambda: build_transformer(data.height, data.width, **stage.architecture))
-    if stage.warm_start is not None:
-        transformer.load_state_dict(load_checkpoint(stage.warm_start).transformer.state_dict())
-    run = Run(config, run_dir, transformer, processes)
+    if config.warm_start is not None and find_warm(config.warm_start) is None:
+        transformer.load_state_dict(load_checkpoint(config.warm_start).transformer.state_dict())
+    watched = device.startswith("cuda") or config.watch.peak_tflops is not None
+    flops = flops_per_window(config, transformer) if watched else None
+    prompt = torch.ones(1, 1, PROMPT_DIM, device=device)
+    predict_clean = CleanPrediction(transformer, prompt, data.fps, bf16=config.bf16)
     if config.compile:
         torch._dynamo.config.recompile_limit = 64  # clips, steps, walks and resets, looked back from or at: each is one
-        for block in transformer.transformer_blocks:
-            block.compile(dynamic=False)
+    shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
+    run = Run(config, run_dir, transformer, processes, flops)
     source = _source(config, processes)
-    bank = LatentBank(
-        data, autoencoders.vae, autoencoders.disparity_vae, device, source, max(run.step - 1, 0) // data.renew_every
-    )
-    predict_clean = CleanPrediction(
-        transformer, torch.ones(1, 1, PROMPT_DIM, device=device), data.fps, bf16=config.bf16
-    )
-    sampler = Sampler(bank, stage)
-    sizes = {name: round(config.batch_size * getattr(stage, f"{name}_share")) for name in ("step", "walker", "reset")}
-    clips = config.batch_size - sum(sizes.values())
-    if min(clips, *sizes.values()) < 1:
-        raise ValueError(f"batch_size {config.batch_size} leaves no sample for some kind of window; use at least 32.")
+    colour, disparity = _autoencoders(config, processes, source)
+    bank = LatentBank(data, colour, disparity, device, source, max(run.step - 1, 0) // data.renew_every)
+    sampler, sizes = Sampler(bank, stage), stage.windows(config.batch_size)
     walkers = Walkers(sampler, sizes["walker"], run.generator(salt=7))
-    if run.extra and processes.rank == 0:  # the walks of the other processes begin anew
-        walkers.load_state_dict(run.extra["walkers"])
+    if run.own:  # with another number of processes the walks begin anew
+        walkers.load_state_dict(run.own["walkers"])
     scheduler = FlowMatchEulerDiscreteScheduler()
+    decoders = Components(_settings(config), colour, disparity, transformer, scheduler, prompt)
+
+    def losses(batches: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        record: dict[str, Tensor] = {}
+        total = torch.zeros((), device=device)
+        for name, batch in batches.items():
+            loss, parts, answer = stage1_loss(predict_clean, batch, stage, generator)
+            if name == "clip" and stage.decoded is not None:
+                decoded, more = decoded_loss(decoders, batch, *answer, stage.decoded, bf16=config.bf16)
+                loss, parts = loss + decoded, parts | more
+            total = total + loss * (len(batch.target) / config.batch_size)
+            record |= {f"{name}_{part}": value for part, value in parts.items()}
+        return total, record
+
+    ask, dream = within_shards(transformer, losses), within_shards(transformer, walkers.advance)
 
     def advance(progress: float) -> dict[str, Tensor]:
         generator = run.generator()
         if run.step // data.renew_every > bank.renewals:
-            new = bank.renew()
+            with run.watch.waiting():
+                new = bank.renew()
             walkers.begin((walkers.rows >= new.start) & (walkers.rows < new.stop), generator)
         rows = torch.randint(len(bank), (sizes["step"],), generator=generator, device=device)
         step = torch.randint(1, data.latent_steps, (sizes["step"],), generator=generator, device=device)
         step = step.maximum(sampler.first_step(rows))
         walk = walkers.batch(generator)
         batches = {
-            "clip": sampler.clips(clips, generator),
+            "clip": sampler.clips(sizes["clip"], generator),
             "step": joined([sampler.steps(rows, step, generator), walk, sampler.resets(sizes["reset"], generator)]),
         }
-        record: dict[str, Tensor] = {}
-        total = torch.zeros((), device=device)
-        for name, batch in batches.items():
-            loss, parts = stage1_loss(predict_clean, batch, stage, generator)
-            total = total + loss * (len(batch.target) / config.batch_size)
-            record |= {f"{name}_{part}": value for part, value in parts.items()}
-        record |= {"loss": total.detach(), "grad_norm": run.descend(total, progress)}
-        dream = progress >= stage.walker_start
-        walkers.advance(walk, predict_clean, scheduler, stage.walker_sigmas, stage.walker_detail, generator, dream)
+        total, record = ask(batches, generator)
+        record = {"loss": total.detach(), "grad_norm": run.descend(total, progress), **record}
+        if (run.step + 1) % stage.walker_every == 0:
+            started = progress >= stage.walker_start
+            dream(walk, predict_clean, scheduler, stage.walker_sigmas, stage.walker_detail, generator, started)
         return record
 
     try:
-        run.loop(advance, lambda: {"walkers": walkers.state_dict()})
+        run.loop(
+            advance, own=lambda: {"walkers": walkers.state_dict()}, sheet=_sheet(config, colour, disparity, device)
+        )
     finally:
         source.close()
-    run.average.copy_to(run.parameters)
+    weights = run.averaged_weights()
     if processes.rank == 0:
-        export(run_dir / EXPORT, config, autoencoders.vae, autoencoders.disparity_vae, transformer)
+        export(run_dir / EXPORT, config, colour, disparity, weights)
     return run_dir / EXPORT
 
 
-def _source(config: TrainConfig, processes: Processes) -> ChunkSource:
+STAGES: dict[str, Callable[[TrainConfig, Path, Processes], Path]] = {
+    "autoencoder": train_autoencoder,
+    "decoder": train_decoder,
+    "transformer": train_transformer,
+    "aetherv1": train_aetherv1,
+}
+"""By `TrainConfig.stage`."""
+
+
+def _autoencoders(config: TrainConfig, processes: Processes, source: ChunkSource | MixedSource) -> tuple[Any, Any]:
+    """Return the autoencoders of colour and disparity whose latents the transformer learns."""
+    if config.transformer.autoencoder != FRESH:
+        assert config.transformer.autoencoder is not None
+        parts = load_checkpoint(config.transformer.autoencoder, processes.device)
+        return parts.vae, parts.disparity_vae
+    pair = _fresh_pair(config).to(processes.device).eval().requires_grad_(False)
+    # Of step 0 also where a run goes on: its latents must stay what they were.
+    normalise(dict(pair.items()), next(_pictures(config, processes, source, 0)), processes)
+    return pair["colour"], pair["disparity"]
+
+
+def flops_per_window(config: TrainConfig, transformer: Any) -> float:
+    """Return the transformer's operations, forward and backward, for a window: the mean over the kinds of a batch."""
+    stage, height, width = config.transformer, config.data.height // CELL, config.data.width // CELL
+    predict = CleanPrediction(transformer, torch.ones(1, 1, PROMPT_DIM), config.data.fps)
+    known, mask, dreamed = (
+        torch.zeros(1, WINDOW, TARGET_CHANNELS, height, width),
+        torch.zeros(1, WINDOW, 3),
+        torch.ones(1, WINDOW),
+    )
+
+    def forward(positions: tuple[float, ...], history: int) -> None:
+        past, window = look_back(predict, Window(known, mask, dreamed, positions, history))
+        predict(transformer_input(window, known[:, history:]), torch.ones(1), window.positions, past)
+
+    clip = count_flops(lambda: forward(CLIP_POSITIONS, 0))
+    step = count_flops(lambda: forward(STEP_POSITIONS, WINDOW - 1))
+    share = stage.windows(config.batch_size)["clip"] / config.batch_size
+    return share * clip + (1 - share) * step
+
+
+def _sheet(config: TrainConfig, colour: Any, disparity: Any, device: str) -> Callable[[dict[str, Tensor]], np.ndarray]:
+    """Return what draws a sheet of samples of the transformer with given weights."""
+
+    @functools.cache
+    def truth() -> SampleSheet:
+        return SampleSheet(config, device)
+
+    def draw(weights: dict[str, Tensor]) -> np.ndarray:
+        # A copy of its own: the one in training may be compiled and spread over processes.
+        return truth().draw(OwnClips(_components(config, colour, disparity, weights, device)))
+
+    return draw
+
+
+def _source(config: TrainConfig, processes: Processes) -> ChunkSource | MixedSource:
+    if config.data.sources:
+        mixed = open_sources(config.data.sources, config.seed)
+        rank, world_size = processes.rank, processes.world_size
+        return MixedSource(config.data, mixed, processes.device, rank, world_size, config.seed)
+
     def seeds_of(number: int) -> range:
         return chunk_seeds(config.data, number, processes.rank, processes.world_size, config.seed)
 
     return ChunkSource(config.data, processes.device, seeds_of, config.data.workers)
 
 
-def _pictures(run: Run, source: ChunkSource) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the batches of colour and disparity that come after the run's step."""
-    config, processes = run.config, run.processes
+def _pictures(
+    config: TrainConfig, processes: Processes, source: ChunkSource | MixedSource, step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of colour and disparity that come after a step."""
     return picture_batches(
         config.data,
         processes.device,
         source,
         config.batch_size,
         config.autoencoder.still_share,
-        lambda step: rng_for(config.seed + 1, step, processes.rank, processes.device),
-        run.step,
+        lambda at: rng_for(config.seed + 1, at, processes.rank, processes.device),
+        step,
     )
 
 
@@ -418,22 +399,31 @@ def joined(batches: list[Any]) -> Any:
     return dataclasses.replace(first, window=window, target=torch.cat([b.target for b in batches]))
 
 
-def export(folder: Path, config: TrainConfig, colour: Any, disparity: Any, transformer: Any | None) -> None:
-    """Write a checkpoint in the form that users load; without a transformer, with a fresh one in its place."""
-    data = config.data
-    if transformer is None:
-        transformer = _seeded(
-            config.seed, lambda: build_transformer(data.height, data.width, **config.transformer.architecture)
-        )
-    settings = Settings(
+def export(folder: Path, config: TrainConfig, colour: Any, disparity: Any, weights: dict[str, Tensor] | None) -> None:
+    """Write a checkpoint in the form that users load; without a transformer's weights, with a fresh one."""
+    save_checkpoint(_components(config, colour, disparity, weights, "cpu"), folder, transformer_int8=False)
+
+
+def _components(
+    config: TrainConfig, colour: Any, disparity: Any, weights: dict[str, Tensor] | None, device: str
+) -> Components:
+    """Return a checkpoint's parts: the autoencoders as they are, and a transformer of its own on the device."""
+    data, stage = config.data, config.transformer
+    transformer = _seeded(config.seed, lambda: build_transformer(data.height, data.width, **stage.architecture))
+    if weights is not None:
+        transformer.load_state_dict(weights)
+    prompt = torch.ones(1, 1, PROMPT_DIM, device=device)
+    network: Any = transformer.to(device).eval()
+    return Components(_settings(config), colour, disparity, network, FlowMatchEulerDiscreteScheduler(), prompt)
+
+
+def _settings(config: TrainConfig) -> Settings:
+    data, stage = config.data, config.transformer
+    return Settings(
         height=data.height,
         width=data.width,
         fps=data.fps,
-        history_noise=config.transformer.history_noise,
-        step_sigmas=config.transformer.walker_sigmas,
-        step_detail=config.transformer.walker_detail,
+        history_noise=stage.history_noise,
+        step_sigmas=stage.walker_sigmas,
+        step_detail=stage.walker_detail,
     )
-    parts = Components(
-        settings, colour, disparity, transformer, FlowMatchEulerDiscreteScheduler(), torch.ones(1, 1, PROMPT_DIM)
-    )
-    save_checkpoint(parts, folder, transformer_int8=False)

@@ -161,7 +161,8 @@ class CleanPrediction:
         self.bf16 = bf16
         self._tables: dict[tuple, Rotary] = {}
         for block in transformer.transformer_blocks:
-            block.__class__ = PastBlock  # its weights stay as they are
+            if not isinstance(block, PastBlock):  # or else one that FSDP has made its own would be taken from it
+                block.__class__ = PastBlock  # its weights stay as they are
 
     def look(self, model_input: Tensor, positions: tuple[float, ...]) -> Past:
         """Return what the network keeps of slots that are only shown; they see each other, at noise level 0.

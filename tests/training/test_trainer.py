@@ -1,25 +1,35 @@
 """Runs of seconds on the CPU: a run that was cut off goes on bit by bit; what it exports dreams."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aether_env.world_model.checkpoint import load_checkpoint
+from aether_env.world_model.network import build_transformer
 from aether_env.world_model.own_clips import OwnClips
-from training.checkpointing import load_run, newest_run, save_run
-from training.config import DataConfig, DecoderConfig, OptimizerConfig, TrainConfig, TransformerConfig
+from training.config import (
+    DataConfig,
+    DecodedConfig,
+    DecoderConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainConfig,
+    TransformerConfig,
+    WatchConfig,
+)
+from training.objective import Walkers
 from training.recipes import RECIPES
-from training.trainer import train
+from training.trainer import flops_per_window, train
 
 
 def records(run_dir):
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("samples_per_s", "mfu", "data_wait")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,11 @@ def runs(tmp_path_factory):
 def transformer_config(folder):
     config = RECIPES["debug_cpu"]()
     return replace(
-        config, transformer=replace(config.transformer, autoencoder=str(folder / "autoencoder" / "checkpoint"))
+        config,
+        transformer=replace(config.transformer, autoencoder=str(folder / "autoencoder" / "checkpoint")),
+        watch=WatchConfig(sheet_every=6, sheet_clips=1, tensorboard=False),
+        steps=6,
+        save_every=3,
     )
 
 
@@ -94,36 +108,6 @@ def test_the_decoder_stage_changes_the_colour_decoder_and_nothing_else(runs):
     assert changed == {f"vae.{part}" for part in ("from_latents", "decoder", "group_out", "fine", "frame_out")}
 
 
-def test_only_whole_checkpoints_are_found_and_old_ones_go(tmp_path):
-    for step in (1, 2, 3):
-        save_run(tmp_path, step, {"a": np_tensor(step), "nested": [{"b": np_tensor(step), 5: "five"}, 1.5, None]})
-    (tmp_path / ".step_00000009.1").mkdir()
-    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002", "step_00000003"]
-    step, state = load_run(newest_run(tmp_path), "cpu")
-    assert step == 3 and state["nested"][0][5] == "five" and state["nested"][1:] == [1.5, None]
-    assert state["a"].tolist() == [3.0]
-
-
-def test_a_run_killed_during_a_save_saves_again(tmp_path):
-    for pid in (os.getpid(), 1):
-        (tmp_path / f".step_00000001.{pid}").mkdir()
-        (tmp_path / f".step_00000001.{pid}" / "state.safetensors").write_bytes(b"half")
-    save_run(tmp_path, 1, {"a": np_tensor(1)})
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
-    assert load_run(newest_run(tmp_path), "cpu")[1]["a"].tolist() == [1.0]
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    folder = save_run(tmp_path, 1, {"a": np_tensor(1)})
-    (folder / "state.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="step_00000001 is not a whole checkpoint"):
-        load_run(folder, "cpu")
-
-
-def np_tensor(value):
-    return torch.tensor([float(value)])
-
-
 @pytest.mark.parametrize(
     ("build", "name"),
     [
@@ -140,7 +124,14 @@ def np_tensor(value):
         (lambda: TransformerConfig(mask_shares=(0.5, 0.5, 0.5, 0.5)), "mask_shares"),
         (lambda: TransformerConfig(step_share=0.9), "shares"),
         (lambda: TransformerConfig(walker_sigmas=(0.5,)), "walker_sigmas"),
+        (lambda: TransformerConfig(walker_every=0), "walker_every"),
         (lambda: OptimizerConfig(decay_share=0.0), "decay_share"),
+        (lambda: OptimizerConfig(schedule="cosine"), "schedule"),
+        (lambda: OptimizerConfig(ema=1.0), "ema"),
+        (lambda: ParallelConfig(shards=0), "shards"),
+        (lambda: WatchConfig(peak_tflops=0.0), "peak_tflops"),
+        (lambda: replace(RECIPES["debug_cpu"](), batch_size=4), "batch_size 4"),
+        (lambda: replace(RECIPES["debug_cpu"](), minutes=0.0), "minutes"),
     ],
 )
 def test_impossible_settings_are_named_before_any_work(build, name):
@@ -148,6 +139,56 @@ def test_impossible_settings_are_named_before_any_work(build, name):
         build()
 
 
-def test_a_batch_too_small_for_every_kind_of_window_is_refused(runs, tmp_path):
-    with pytest.raises(ValueError, match="batch_size 4"):
-        train(replace(transformer_config(runs), batch_size=4), tmp_path / "run")
+def test_walkers_take_a_step_every_so_many_steps_and_none_between(runs, tmp_path, monkeypatch):
+    moved = []
+    advance = Walkers.advance
+
+    def watched(walkers, *args):
+        before = walkers.step.clone()
+        advance(walkers, *args)
+        moved.append(not torch.equal(before, walkers.step))
+
+    monkeypatch.setattr(Walkers, "advance", watched)
+    config = transformer_config(runs)
+    train(replace(config, transformer=replace(config.transformer, walker_every=3)), tmp_path)
+    assert moved == [True, True]
+
+
+def test_a_run_begins_with_the_weights_of_a_checkpoint(runs, tmp_path):
+    config = replace(transformer_config(runs), warm_start=str(runs / "transformer" / "checkpoint"), steps=1)
+    config = replace(config, optimizer=OptimizerConfig(lr=1e-12, muon_lr=0.0))
+    train(config, tmp_path)
+    old, new = (load_checkpoint(folder / "checkpoint").transformer for folder in (runs / "transformer", tmp_path))
+    for a, b in zip(old.parameters(), new.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_sheet_shows_truth_and_prediction_of_validation_clips(runs):
+    sheet = np.asarray(Image.open(runs / "transformer" / "samples" / "step_00000006.png"))
+    assert sheet.shape == (4 * 16 + 3 * 2, 5 * 24 + 4 * 2, 3)
+    truth, dream = sheet[:16, :24], sheet[18:34, :24]
+    assert np.array_equal(truth, dream) and truth.std() > 1  # the first picture was given
+    assert not np.array_equal(sheet[:16, 26:50], sheet[18:34, 26:50])
+
+
+def test_the_operations_of_a_window_are_those_of_its_matrices(monkeypatch):
+    monkeypatch.setattr(TransformerConfig, "windows", lambda config, size: {"clip": size})  # no other kind
+    config, counted = RECIPES["debug_cpu"](), []
+    for layers in (1, 2):
+        architecture = {**config.transformer.architecture, "num_layers": layers}
+        counted.append(flops_per_window(config, build_transformer(16, 24, **architecture)))
+    tokens, width, level = 1 + 5 * 2 * 3, 64, 16  # the prompt, and patches of 2 x 2 cells of 4 x 4 pixels
+    matrices, attention = 2 * tokens * 12 * width**2, 2 * 2 * tokens**2 * width
+    modulation = 2 * 2 * level * 6 * width
+    assert counted[1] - counted[0] == 3 * (matrices + attention + modulation)
+
+
+def test_stage_2_is_a_loss_more_of_the_clips_and_changes_what_is_learned(runs, tmp_path):
+    config = transformer_config(runs)
+    decoded = replace(config.transformer, decoded=DecodedConfig(share=0.2))
+    train(replace(config, transformer=decoded, steps=1), tmp_path)
+    before, after = records(runs / "transformer")[0], records(tmp_path)[0]
+    parts = {"clip_decoded_colour", "clip_decoded_depth", "clip_decoded_points"}
+    assert after.keys() - before.keys() == parts and all(after[part] > 0 for part in parts)
+    assert after["clip_colour"] == before["clip_colour"]  # the same draws
+    assert after["loss"] > before["loss"] and after["grad_norm"] != before["grad_norm"]

@@ -1000,7 +1000,8 @@ def test_pictures_are_a_tuple_of_one_a_row():
 
 @pytest.mark.parametrize("world", [BoxRoom(*SIZE), "sim"], ids=["ours", "own"])
 def test_close_may_be_called_twice_and_ends_the_env(world):
-    env = AetherVectorEnv(2, world, height=8, width=12, render_mode="rgb_array")
+    size = {"height": 8, "width": 12} if world == "sim" else {}
+    env = AetherVectorEnv(2, world, **size, render_mode="rgb_array")
     if world != "sim":
         env.reset(seed=0)
     for _ in range(2):

@@ -1,0 +1,205 @@
+"""The stage "aetherv1": the paper's model, from clips of any source to a checkpoint that `load_aetherv1` loads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from aether_env.conventions import FRAMES_PER_LATENT
+from aether_env.raymap import ORIGIN_GAIN
+from aether_env.world_model.aetherv1 import CELL, AetherV1, check_aetherv1, load_aetherv1
+from aether_env.world_model.aetherv1_clips import AetherV1Clips
+from training.aetherv1_objective import AetherV1Objective, Answer, Sample
+from training.checkpointing import rng_for
+from training.config import AetherV1StageConfig, TrainConfig
+from training.data_config import SHARDS, check_sources, read_source
+from training.dataset import (
+    BatchSettings,
+    ClipBatch,
+    ClipBatches,
+    ClipSource,
+    FolderClips,
+    MixedClips,
+    ShardClips,
+    SimulatorClips,
+)
+from training.decoded import Decoded, disparity_from_video, level_weight, rays_from_raymap, stage2_loss
+from training.evaluation.datasets import DatasetName
+from training.folder import EXPORT
+from training.parallelize import Processes, shard_model
+from training.run import Run
+from training.warm import find_warm
+from training.watch import count_flops
+
+logger = logging.getLogger(__name__)
+
+
+def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
+    """Train the transformer of a checkpoint in the published format: stage 1, and stage 2 where `decoded` is set.
+
+    Returns:
+        The folder of the exported checkpoint, with averaged weights; bfloat16 if the run computed in it.
+    """
+    stage, parallel, device = config.aetherv1, config.parallel, processes.device
+    assert stage.checkpoint is not None  # `TrainConfig` has looked
+    parts = load_aetherv1(stage.checkpoint)  # on the CPU: a whole copy may not fit on a GPU, its shard does
+    precision = torch.bfloat16 if config.bf16 else torch.float32
+    parts.vae.to(device, precision)
+    parts.prompt_embeds = parts.prompt_embeds.to(device)
+    transformer = parts.transformer.requires_grad_(True).train()
+    watched = device.startswith("cuda") or config.watch.peak_tflops is not None
+    flops = flops_per_clip(stage, transformer) if watched else None
+    shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
+    run = Run(config, run_dir, transformer, processes, flops)
+    objective = AetherV1Objective(parts, stage.objective, bf16=config.bf16)
+    batches = ClipBatches(
+        open_sources(stage.sources, config.seed),
+        batch_settings(config, device),
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    if run.extra:
+        batches.load_state_dict(run.extra["batches"])
+
+    def advance(progress: float) -> dict[str, Tensor]:
+        with run.watch.waiting():
+            batch = next(batches)
+        # One generator a clip, by its number among those of all processes: batches may be dealt out otherwise.
+        first = processes.rank * config.batch_size
+        generators = [rng_for(config.seed, run.step, first + i, device) for i in range(config.batch_size)]
+        sample = objective.compose(batch, generators)
+        answer = objective.ask(sample, generators)
+        loss, record = objective.loss(answer)
+        if stage.decoded is not None:
+            decoded, decoded_record = decoded_loss(objective, batch, sample, answer, stage)
+            loss, record = loss + decoded, record | decoded_record
+        return {"loss": loss.detach(), "grad_norm": run.descend(loss, progress), **record}
+
+    try:
+        run.loop(advance, extra=lambda: {"batches": batches.state_dict()})
+    finally:
+        batches.close()
+    weights = run.averaged_weights()
+    if processes.rank == 0:
+        export(run_dir / EXPORT, parts, weights, precision)
+    return run_dir / EXPORT
+
+
+def decoded_loss(
+    objective: AetherV1Objective, batch: ClipBatch, sample: Sample, answer: Answer, stage: AetherV1StageConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return stage 2's loss of the items with the least noise, see `decoded.stage2_loss`.
+
+    Args:
+        objective: Decodes.
+        batch: The clips, for where depth is known.
+        sample: What the transformer was shown.
+        answer: What it said.
+        stage: `decoded` is set.
+    """
+    config = stage.decoded
+    assert config is not None
+    weight = level_weight(answer.levels.share, config.level_power)
+    weight, chosen = weight.topk(max(1, round(config.share * len(weight))))
+    with torch.no_grad():
+        truth = decode(objective, sample.target[chosen])
+    valid = batch.valid.to(weight.device)[chosen]
+    return stage2_loss(decode(objective, answer.clean[chosen]), truth, weight, config, valid)
+
+
+def decode(objective: AetherV1Objective, clean: Tensor) -> Decoded:
+    """Return what latents (B, N, 56, h, w) of the paper's layout decode to; gradients flow into them."""
+    disparity = disparity_from_video(objective.decode_disparity(clean), headroom=1.0)
+    rays = rays_from_raymap(objective.decode_raymap(clean), ORIGIN_GAIN)
+    return Decoded(objective.decode_colour(clean), disparity, *rays)
+
+
+def check_aetherv1_stage(config: TrainConfig) -> None:
+    """Refuse what cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: A folder of clips or weights is missing, or is none.
+    """
+    stage = config.aetherv1
+    check_sources(stage.sources)
+    check_aetherv1(Path(str(stage.checkpoint)))
+    if config.warm_start is not None and find_warm(config.warm_start) is None:
+        raise ValueError(
+            f"warm_start must be a run or its folder warm/ in this stage, got {config.warm_start}; a checkpoint goes "
+            "into aetherv1.checkpoint."
+        )
+    if stage.objective.prediction == "flow":
+        logger.warning("aetherv1.objective.prediction='flow': AetherV1's own sampler cannot use what comes out.")
+
+
+def batch_settings(config: TrainConfig, device: str) -> BatchSettings:
+    """Return what the batches of a run are like."""
+    stage = config.aetherv1
+    return BatchSettings(
+        batch_size=config.batch_size,
+        num_frames=stage.num_frames,
+        fps=stage.fps,
+        sizes=stage.sizes,
+        seed=config.seed,
+        shuffle_shards=stage.shuffle_shards,
+        workers=stage.workers,
+        pin=device.startswith("cuda"),
+    )
+
+
+def open_sources(sources: Sequence[str], seed: int) -> MixedClips:
+    """Return where clips come from, see `data_config.read_source`.
+
+    Raises:
+        ValueError: There is nothing that can be read in one of them.
+    """
+    opened: list[tuple[ClipSource, float]] = []
+    for kind, folder, weight in map(read_source, sources):
+        if folder is None:
+            opened.append((SimulatorClips(seed), weight))
+        else:
+            of_set = cast(DatasetName, kind)
+            opened.append((ShardClips(folder) if kind == SHARDS else FolderClips.open(of_set, folder), weight))
+    return MixedClips(opened)
+
+
+def flops_per_clip(stage: AetherV1StageConfig, transformer: Any) -> float:
+    """Return the transformer's operations for a clip, forward and backward: the mean over lengths and sizes."""
+    with torch.device("meta"):
+        empty: Any = type(transformer).from_config(transformer.config)
+    counted = [_flops(empty, frames, *size) for frames in stage.num_frames for size in stage.sizes]
+    return sum(counted) / len(counted)
+
+
+def _flops(empty: Any, frames: int, height: int, width: int) -> int:
+    config = empty.config
+    slots = (frames - 1) // FRAMES_PER_LATENT + 1
+    shape = (1, slots, config.in_channels, height // CELL, width // CELL)
+    with torch.device("meta"):
+        shown, prompt = torch.empty(shape), torch.empty(1, config.max_text_seq_length, config.text_embed_dim)
+        time = torch.zeros(1, dtype=torch.long)
+        return count_flops(lambda: empty(hidden_states=shown, encoder_hidden_states=prompt, timestep=time))
+
+
+def export(folder: Path, parts: AetherV1, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write a checkpoint in the published format.
+
+    Args:
+        folder: Replaced as a whole.
+        parts: Autoencoder, scheduler, prompt, and the transformer's config.
+        weights: Of the transformer, whole, on the CPU.
+        dtype: In which the transformer is stored.
+    """
+    with torch.device("meta"):
+        transformer: Any = type(parts.transformer).from_config(parts.transformer.config)
+    transformer.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    AetherV1Clips(
+        AetherV1(
+            transformer=transformer, vae=parts.vae, scheduler=parts.scheduler, prompt_embeds=parts.prompt_embeds.cpu()
+        )
+    ).save(folder)

@@ -1,0 +1,118 @@
+"""Settings of the clips that a run is trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from aether_env.conventions import FRAMES_PER_LATENT
+
+SIMULATOR, SHARDS = "simulator", "shards"
+SOURCE_KINDS = (SIMULATOR, SHARDS, "sintel", "scannet")
+"""What clips may come from: rendered when they are needed; recorded or annotated; public sets that tell cameras."""
+
+
+class Source(NamedTuple):
+    """One source of clips."""
+
+    kind: str
+    """One of `SOURCE_KINDS`."""
+    folder: Path | None
+    """Of all but the simulator."""
+    weight: float
+    """How often it is drawn from, relative to the others."""
+
+
+def read_source(text: str) -> Source:
+    """Read a source of clips, written KIND[=FOLDER][@WEIGHT]: "simulator", "shards=data/clips@2".
+
+    Raises:
+        ValueError: It is not written so.
+    """
+    rest, _, weight_text = text.partition("@")
+    kind, _, folder = rest.partition("=")
+    if kind not in SOURCE_KINDS:
+        raise ValueError(
+            f"sources must be KIND[=FOLDER][@WEIGHT], KIND one of {', '.join(SOURCE_KINDS)}, got {text!r}; annotate "
+            "other videos, which gives shards."
+        )
+    if (kind == SIMULATOR) == bool(folder):
+        raise ValueError(f"sources must name a folder, shards=FOLDER, for all but the simulator, got {text!r}.")
+    try:
+        weight = float(weight_text or 1)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(f"sources must have positive weights, got {text!r}.")
+    return Source(kind, Path(folder) if folder else None, weight)
+
+
+def check_sources(sources: tuple[str, ...]) -> None:
+    """Check that the folders of sources are there.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for source in map(read_source, sources):
+        if source.folder is not None and not source.folder.is_dir():
+            raise ValueError(f"sources must be there, {source.folder} is none; python -m training.record makes shards.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Clips of our own layout."""
+
+    height: int = 64
+    """Rows of a picture."""
+    width: int = 96
+    """Columns of a picture."""
+    fps: float = 12.0
+    """Frames per second."""
+    latent_steps: int = 12
+    """Latent steps of a clip: the resting first frame and groups of four frames."""
+    clip_starts: tuple[int, ...] = (0, 16, 28)
+    """Frames at which a window of the three tasks may begin; multiples of 4."""
+    chunk_clips: int = 1024
+    """Clips rendered and encoded together."""
+    chunks: int = 24
+    """Chunks held at a time."""
+    renew_every: int = 60
+    """Training steps after which the oldest chunk is replaced."""
+    supersample: int = 2
+    """Rays per pixel and axis."""
+    workers: int = 0
+    """Processes that plan clips ahead, or load them; 0 does it in the training process."""
+    family: str | None = None
+    """One scene family only; None mixes all."""
+    sources: tuple[str, ...] = ()
+    """Where clips come from, each KIND[=FOLDER][@WEIGHT]: "shards=data/clips@2", recorded or annotated; "simulator";
+    "sintel=FOLDER", "scannet=FOLDER" as published. None: all are rendered inside the run, planned ahead by workers."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip."""
+        return FRAMES_PER_LATENT * (self.latent_steps - 1) + 1
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            read_source(source)
+        if self.height % 8 or self.width % 8 or min(self.height, self.width) < 16:
+            raise ValueError(
+                f"height and width must be multiples of 8 and at least 16, got {self.height} x {self.width}."
+            )
+        for name in ("chunk_clips", "chunks", "renew_every", "supersample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.workers < 0 or self.fps <= 0 or self.latent_steps < 5:
+            raise ValueError(
+                f"workers must be at least 0, fps positive and latent_steps at least 5, got {self.workers}, {self.fps} "
+                f"and {self.latent_steps}."
+            )
+        last = self.num_frames - 1 - 16
+        bad = [s for s in self.clip_starts if s % FRAMES_PER_LATENT or not 0 <= s <= last]
+        if bad or self.clip_starts[:1] != (0,):
+            raise ValueError(
+                f"clip_starts must be multiples of 4 in 0..{last}, got {bad}; change them or latent_steps."
+            )
