@@ -52,10 +52,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_transformer(size: str, height: int, width: int) -> CogVideoXTransformer3DModel:
-    """Return a transformer with random weights in the published layout."""
+    """Return a transformer of the published layout, its weights without memory yet."""
     prompt = {"text_embed_dim": 24, "max_text_seq_length": 10} if size == "tiny" else {"text_embed_dim": 4096}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.device("meta"):
         return CogVideoXTransformer3DModel(
             in_channels=2 * TARGET_CHANNELS - LATENT_CHANNELS,
             out_channels=TARGET_CHANNELS,
@@ -108,9 +107,12 @@ def measure(config: TrainConfig, processes: Processes, size: str, clips: ClipBat
     stage = AetherV1StageConfig(num_frames=(frames,), sizes=((height, width),))
     flops = flops_per_clip(stage, transformer)
     parallel = config.parallel
-    if not gpu or parallel.shards == 1:
-        transformer.to(device)
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
+    transformer.to_empty(device=device)
+    with torch.random.fork_rng(devices=[device] if gpu else []), torch.no_grad():
+        torch.manual_seed(0)
+        for weight in transformer.parameters():
+            weight.normal_(std=0.02)
     vae = build_autoencoder(size).to(device, torch.bfloat16 if config.bf16 else torch.float32)
     text = transformer.config
     prompt = torch.zeros(1, text.max_text_seq_length, text.text_embed_dim, device=device)

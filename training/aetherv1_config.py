@@ -119,6 +119,8 @@ class AetherV1StageConfig:
         bad = [n for n in self.num_frames if n < 9 or n % 8 != 1]
         if bad or not self.num_frames:
             raise ValueError(f"num_frames must be numbers 8 k + 1, at least 9, for this autoencoder, got {bad}.")
+        if not self.fps or not 1 <= min(self.fps) <= max(self.fps) <= 60:
+            raise ValueError(f"fps must be rates in 1..60, what RoPE is spread for, got {self.fps}.")
         wrong = [size for size in self.sizes if min(size) < 16 or size[0] % 16 or size[1] % 16]
         if wrong or not self.sizes:
             raise ValueError(f"sizes must be heights and widths that are multiples of 16, got {wrong}.")

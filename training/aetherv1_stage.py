@@ -47,6 +47,7 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
     """
     stage, parallel, device = config.aetherv1, config.parallel, processes.device
     assert stage.checkpoint is not None  # `TrainConfig` has looked
+    mixed = open_sources(stage.sources, config.seed)  # before gigabytes are loaded: there may be nothing to learn from
     parts = load_aetherv1(stage.checkpoint)  # on the CPU: a whole copy may not fit on a GPU, its shard does
     precision = torch.bfloat16 if config.bf16 else torch.float32
     parts.vae.to(device, precision)
@@ -57,12 +58,7 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
     run = Run(config, run_dir, transformer, processes, flops)
     objective = AetherV1Objective(parts, stage.objective, bf16=config.bf16)
-    batches = ClipBatches(
-        open_sources(stage.sources, config.seed),
-        batch_settings(config, device),
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
+    batches = ClipBatches(mixed, batch_settings(config, device), rank=processes.rank, world_size=processes.world_size)
     if run.extra:
         batches.load_state_dict(run.extra["batches"])
 
@@ -84,10 +80,19 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
         run.loop(advance, extra=lambda: {"batches": batches.state_dict()})
     finally:
         batches.close()
+        tell_damage(batches)
     weights = run.averaged_weights()
     if processes.rank == 0:
         export(run_dir / EXPORT, parts, weights, precision)
     return run_dir / EXPORT
+
+
+def tell_damage(batches: ClipBatches) -> None:
+    """Name in the log what was damaged, and count the clips that others took the place of."""
+    for problem in batches.bad:
+        logger.warning("left out: %s", problem)
+    if batches.skipped:
+        logger.warning("clips replaced by others: %s", dict(batches.skipped))
 
 
 def decoded_loss(

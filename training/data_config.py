@@ -31,7 +31,8 @@ def read_source(text: str) -> Source:
     Raises:
         ValueError: It is not written so.
     """
-    rest, _, weight_text = text.partition("@")
+    rest, at, weight_text = text.rpartition("@")  # the last one: folders may have some too
+    rest, weight_text = (rest, weight_text) if at else (text, "1")
     kind, _, folder = rest.partition("=")
     if kind not in SOURCE_KINDS:
         raise ValueError(
@@ -41,7 +42,7 @@ def read_source(text: str) -> Source:
     if (kind == SIMULATOR) == bool(folder):
         raise ValueError(f"sources must name a folder, shards=FOLDER, for all but the simulator, got {text!r}.")
     try:
-        weight = float(weight_text or 1)
+        weight = float(weight_text)
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
@@ -50,14 +51,16 @@ def read_source(text: str) -> Source:
 
 
 def check_sources(sources: tuple[str, ...]) -> None:
-    """Check that the folders of sources are there.
+    """Check that the folders of sources are there, and that those of shards hold some.
 
     Raises:
-        ValueError: One is not.
+        ValueError: One is not, or holds none.
     """
-    for source in map(read_source, sources):
-        if source.folder is not None and not source.folder.is_dir():
-            raise ValueError(f"sources must be there, {source.folder} is none; python -m training.record makes shards.")
+    for kind, folder, _ in map(read_source, sources):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"sources must be there, {folder} is none; python -m training.record makes shards.")
+        if folder is not None and kind == SHARDS and not any(folder.glob("*.tar")):
+            raise ValueError(f"sources must hold *.tar files, {folder} has none; python -m training.record makes some.")
 
 
 @dataclass(frozen=True, kw_only=True)

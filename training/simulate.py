@@ -160,7 +160,7 @@ class MixedSource:
         batch = next(self.batches)
         known = batch.valid | torch.from_numpy(shows_sky(batch.depth.numpy(), batch.valid.numpy()))
         # As it is done with depth that an env is given: the network sees complete depth only.
-        depth = torch.where(known, batch.depth, 0.0).to(self.device)
+        depth = torch.where(known, batch.depth.clamp(max=FAR_DEPTH), 0.0).to(self.device)
         depth = fill_depth(depth.flatten(0, 1)).view(depth.shape).clamp(max=FAR_DEPTH)
         return MixedChunk(
             rgb=batch.rgb.movedim(2, -1).to(self.device),
