@@ -108,8 +108,10 @@ class AetherV1StageConfig:
     """Processes that load clips ahead."""
     objective: AetherV1Config = field(default_factory=AetherV1Config)
     """Stage 1."""
-    decoded: DecodedConfig | None = None
-    """Stage 2: losses on decoded clips; None is stage 1 alone."""
+    stage2: bool = False
+    """Add the losses of `decoded`."""
+    decoded: DecodedConfig = field(default_factory=DecodedConfig)
+    """Stage 2: losses on decoded clips."""
 
     def __post_init__(self) -> None:
         if not self.sources:

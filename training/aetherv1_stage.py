@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
-    """Train the transformer of a checkpoint in the published format: stage 1, and stage 2 where `decoded` is set.
+    """Train the transformer of a checkpoint in the published format: stage 1, and with `stage2` stage 2.
 
     Returns:
         The folder of the exported checkpoint, with averaged weights; bfloat16 if the run computed in it.
@@ -55,6 +55,9 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
     transformer = parts.transformer.requires_grad_(True).train()
     watched = device.startswith("cuda") or config.watch.peak_tflops is not None
     flops = flops_per_clip(stage, transformer) if watched else None
+    if config.compile:  # each shape of clips is two graphs, the first block's and the others'; torch stops at 8
+        limit = 4 * len(stage.num_frames) * len(stage.sizes)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
     run = Run(config, run_dir, transformer, processes, flops)
     objective = AetherV1Objective(parts, stage.objective, bf16=config.bf16)
@@ -71,7 +74,7 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
         sample = objective.compose(batch, generators)
         answer = objective.ask(sample, generators)
         loss, record = objective.loss(answer)
-        if stage.decoded is not None:
+        if stage.stage2:
             decoded, decoded_record = decoded_loss(objective, batch, sample, answer, stage)
             loss, record = loss + decoded, record | decoded_record
         return {"loss": loss.detach(), "grad_norm": run.descend(loss, progress), **record}
@@ -80,19 +83,11 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
         run.loop(advance, extra=lambda: {"batches": batches.state_dict()})
     finally:
         batches.close()
-        tell_damage(batches)
+        batches.tell()
     weights = run.averaged_weights()
     if processes.rank == 0:
         export(run_dir / EXPORT, parts, weights, precision)
     return run_dir / EXPORT
-
-
-def tell_damage(batches: ClipBatches) -> None:
-    """Name in the log what was damaged, and count the clips that others took the place of."""
-    for problem in batches.bad:
-        logger.warning("left out: %s", problem)
-    if batches.skipped:
-        logger.warning("clips replaced by others: %s", dict(batches.skipped))
 
 
 def decoded_loss(
@@ -105,10 +100,9 @@ def decoded_loss(
         batch: The clips, for where depth is known.
         sample: What the transformer was shown.
         answer: What it said.
-        stage: `decoded` is set.
+        stage: With the settings `decoded`.
     """
     config = stage.decoded
-    assert config is not None
     weight = level_weight(answer.levels.share, config.level_power)
     weight, chosen = weight.topk(max(1, round(config.share * len(weight))))
     with torch.no_grad():
@@ -157,8 +151,13 @@ def batch_settings(config: TrainConfig, device: str) -> BatchSettings:
     )
 
 
-def open_sources(sources: Sequence[str], seed: int) -> MixedClips:
+def open_sources(sources: Sequence[str], seed: int, **rendering: Any) -> MixedClips:
     """Return where clips come from, see `data_config.read_source`.
+
+    Args:
+        sources: In words.
+        seed: Of the simulator's scenes.
+        rendering: How the simulator draws, see `SimulatorClips`.
 
     Raises:
         ValueError: There is nothing that can be read in one of them.
@@ -166,7 +165,7 @@ def open_sources(sources: Sequence[str], seed: int) -> MixedClips:
     opened: list[tuple[ClipSource, float]] = []
     for kind, folder, weight in map(read_source, sources):
         if folder is None:
-            opened.append((SimulatorClips(seed), weight))
+            opened.append((SimulatorClips(seed, **rendering), weight))
         else:
             of_set = cast(DatasetName, kind)
             opened.append((ShardClips(folder) if kind == SHARDS else FolderClips.open(of_set, folder), weight))

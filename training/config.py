@@ -111,7 +111,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Stage 1: the diffusion transformer in latent space; with `decoded` stage 2."""
+    """The diffusion transformer in latent space: stage 1, and with `stage2` stage 2."""
 
     architecture: dict[str, Any] = field(
         default_factory=lambda: {"num_attention_heads": 6, "num_layers": 8, "time_embed_dim": 128}
@@ -152,8 +152,10 @@ class TransformerConfig:
     autoencoder: str | None = None
     """Checkpoint whose autoencoders are used: a folder such as runs/mini_autoencoder/checkpoint, or "mini". "fresh" is
     a pair with random weights, see `AutoencoderConfig`, which tries the machinery without another run."""
-    decoded: DecodedConfig | None = None
-    """Stage 2: losses on decoded clips beside the one on latents; None leaves them out."""
+    stage2: bool = False
+    """Add the losses of `decoded`."""
+    decoded: DecodedConfig = field(default_factory=DecodedConfig)
+    """Stage 2: losses on decoded clips beside the one on latents."""
 
     def __post_init__(self) -> None:
         shares = (self.step_share, self.walker_share, self.reset_share)

@@ -91,7 +91,7 @@ class DataConfig:
     """One scene family only; None mixes all."""
     sources: tuple[str, ...] = ()
     """Where clips come from, each KIND[=FOLDER][@WEIGHT]: "shards=data/clips@2", recorded or annotated; "simulator";
-    "sintel=FOLDER", "scannet=FOLDER" as published. None: all are rendered inside the run, planned ahead by workers."""
+    "sintel=FOLDER", "scannet=FOLDER" as published. Without any all are rendered inside the run, planned by workers."""
 
     @property
     def num_frames(self) -> int:

@@ -16,6 +16,7 @@ processes are dealt out in one row, of which each process takes its own part:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ __all__ = [
     "SimulatorClips",
 ]  # fmt: skip
 
+logger = logging.getLogger(__name__)
 ATTEMPTS = 100
 """Clips tried in place of one that cannot be used; then the settings do not suit the source."""
 
@@ -199,6 +201,13 @@ class ClipBatches:
             raise ValueError(f"state must be of the same size buckets, here are {self.planner.settings.sizes}.")
         self.close()
         self.position, self.skipped = Position(int(state["step"]), drawn), Counter(state["skipped"])
+
+    def tell(self) -> None:
+        """Name in the log what was damaged, and count the clips that others took the place of."""
+        for problem in self.bad:
+            logger.warning("left out: %s", problem)
+        if self.skipped:
+            logger.warning("clips replaced by others: %s", dict(self.skipped))
 
     def close(self) -> None:
         """End the loading ahead; the next batch begins it again."""

@@ -22,7 +22,7 @@ from training.parallelize import Processes
 EXPORT = "checkpoint"
 LOG, REPORT, CONFIG, ENVIRONMENT = "log.jsonl", "stopped.json", "config.json", "environment.json"
 FREE = ("steps", "minutes", "save_every", "log_every", "max_bad_steps", "warm", "watch", "compile")
-"""Settings that may change when a run goes on."""
+"""Settings that may change when a run goes on; of the data also how many processes load it."""
 PACKAGES = (
     "aether-env", "torch", "diffusers", "numpy", "mujoco", "mujoco-warp", "warp-lang", "safetensors", "tensorboard",
 )  # fmt: skip
@@ -59,6 +59,9 @@ def check_folder(config: TrainConfig, run_dir: Path) -> None:
     if not path.exists() or newest_run(run_dir) is None:
         return
     before, now = json.loads(path.read_text()), describe(config)
+    for settings in (before, now):
+        for part in ("data", "aetherv1"):
+            settings.get(part, {}).pop("workers", None)
     changed = [name for name in now if name not in FREE and now[name] != before.get(name)]
     if changed:
         raise ValueError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder.")

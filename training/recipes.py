@@ -10,7 +10,6 @@ from training.config import (
     AetherV1StageConfig,
     AutoencoderConfig,
     DataConfig,
-    DecodedConfig,
     DecoderConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -151,7 +150,7 @@ def mini_stage2() -> TrainConfig:
     one = mini_1gpu()
     return replace(
         one,
-        transformer=replace(one.transformer, autoencoder="mini", walker_start=0.0, decoded=DecodedConfig()),
+        transformer=replace(one.transformer, autoencoder="mini", walker_start=0.0, stage2=True),
         optimizer=replace(one.optimizer, lr=2e-4, muon_lr=0.007, decay_share=1.0),
         warm_start="mini",
         minutes=3.0,
@@ -185,7 +184,7 @@ def aetherv1_paper() -> TrainConfig:
 def aetherv1_paper_stage2() -> TrainConfig:
     """Return stage 2 of the paper: decoded losses for a quarter of stage 1's steps, from what stage 1 exported."""
     one = aetherv1_paper()
-    stage = replace(one.aetherv1, checkpoint="runs/aetherv1_paper/checkpoint", decoded=DecodedConfig())
+    stage = replace(one.aetherv1, checkpoint="runs/aetherv1_paper/checkpoint", stage2=True)
     return replace(one, aetherv1=stage, steps=one.steps // 4)
 
 

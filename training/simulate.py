@@ -171,8 +171,9 @@ class MixedSource:
         )
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and say what could not be used."""
         self.batches.close()
+        self.batches.tell()
 
 
 def live_chunks(chunks: int, renewals: int) -> list[int]:

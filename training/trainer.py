@@ -237,7 +237,7 @@ def disturbed(z: Tensor, std: Tensor, most: float, generator: torch.Generator) -
 
 
 def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) -> Path:
-    """Train the transformer: stage 1, and stage 2 where `decoded` is set."""
+    """Train the transformer: stage 1, and with `stage2` stage 2."""
     device, data, stage, parallel = processes.device, config.data, config.transformer, config.parallel
     transformer: Any = _seeded(config.seed, lambda: build_transformer(data.height, data.width, **stage.architecture))
     if config.warm_start is not None and find_warm(config.warm_start) is None:
@@ -265,7 +265,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         total = torch.zeros((), device=device)
         for name, batch in batches.items():
             loss, parts, answer = stage1_loss(predict_clean, batch, stage, generator)
-            if name == "clip" and stage.decoded is not None:
+            if name == "clip" and stage.stage2:
                 decoded, more = decoded_loss(decoders, batch, *answer, stage.decoded, bf16=config.bf16)
                 loss, parts = loss + decoded, parts | more
             total = total + loss * (len(batch.target) / config.batch_size)
@@ -364,7 +364,8 @@ def _sheet(config: TrainConfig, colour: Any, disparity: Any, device: str) -> Cal
 
 def _source(config: TrainConfig, processes: Processes) -> ChunkSource | MixedSource:
     if config.data.sources:
-        mixed = open_sources(config.data.sources, config.seed)
+        data, device = config.data, processes.device
+        mixed = open_sources(data.sources, config.seed, device=device, supersample=data.supersample, family=data.family)
         rank, world_size = processes.rank, processes.world_size
         return MixedSource(config.data, mixed, processes.device, rank, world_size, config.seed)
 

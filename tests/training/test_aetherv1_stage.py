@@ -36,6 +36,7 @@ from training.parallelize import check_shards
 from training.recipes import RECIPES
 from training.run import Run
 from training.shards import write_shards
+from training.train import parse
 from training.trainer import train
 from training.warm import read_warm
 
@@ -269,12 +270,12 @@ def asked(stage, batch=None, seeds=(1, 2)):
 
 
 def stage_2(**settings) -> AetherV1StageConfig:
-    return AetherV1StageConfig(checkpoint=str(TINY), decoded=DecodedConfig(**settings))
+    return AetherV1StageConfig(checkpoint=str(TINY), stage2=True, decoded=DecodedConfig(**settings))
 
 
 def test_stage_2_is_a_loss_more_of_the_same_draws_and_changes_what_is_learned(whole, shards, tmp_path):
     decoded = DecodedConfig(share=0.5, level_power=0.0)
-    config = changed(replace(tiny_config(shards), steps=1), decoded=decoded)
+    config = changed(replace(tiny_config(shards), steps=1), stage2=True, decoded=decoded)
     train(config, tmp_path / "run")
     before, after = records(whole[0])[0], records(tmp_path / "run")[0]
     parts = {"decoded_colour", "decoded_depth", "decoded_points"}
@@ -436,6 +437,13 @@ def test_a_source_is_a_kind_a_folder_and_a_weight(text, source):
     assert read_source(text) == source
 
 
+@pytest.mark.parametrize("name, stage", [("mini_finetune", "data"), ("finetune", "aetherv1")])
+def test_sources_are_named_on_the_command_line(name, stage):
+    config = parse(["--recipe", name, f"--{stage}.sources", "shards=data/clips@2", "simulator@1"]).config
+    assert getattr(config, stage).sources == ("shards=data/clips@2", "simulator@1")
+    assert replace(config, **{stage: getattr(RECIPES[name](), stage)}) == RECIPES[name]()  # and nothing else changed
+
+
 # --- recipes
 
 
@@ -454,15 +462,15 @@ def test_the_papers_recipe_is_320_clips_on_80_gpus_in_nodes_of_8():
     assert paper.optimizer.schedule == "onecycle" and paper.bf16
     stage = paper.aetherv1
     assert set(stage.num_frames) == {17, 25, 33, 41} and set(stage.fps) == {8, 10, 12, 15, 24}
-    assert stage.sizes == ((480, 720),) and stage.objective.prediction == "v_prediction" and stage.decoded is None
+    assert stage.sizes == ((480, 720),) and stage.objective.prediction == "v_prediction" and not stage.stage2
     assert node.optimizer.lr < paper.optimizer.lr
 
 
 def test_stage_2_of_the_paper_is_a_quarter_of_the_steps_from_what_stage_1_exported():
     one, two = RECIPES["aetherv1_paper"](), RECIPES["aetherv1_paper_stage2"]()
-    assert 4 * two.steps == one.steps and two.aetherv1.decoded is not None
+    assert 4 * two.steps == one.steps and two.aetherv1.stage2
     assert two.aetherv1.checkpoint == "runs/aetherv1_paper/checkpoint"
-    same = replace(one.aetherv1, checkpoint=two.aetherv1.checkpoint, decoded=two.aetherv1.decoded)
+    same = replace(one.aetherv1, checkpoint=two.aetherv1.checkpoint, stage2=True)
     assert replace(one, aetherv1=same, steps=two.steps) == two
 
 
@@ -480,7 +488,7 @@ def test_what_goes_on_from_mini_has_its_shape_its_autoencoders_and_a_lower_rate(
     config, one = RECIPES[name](), RECIPES["mini_1gpu"]()
     assert config.warm_start == config.transformer.autoencoder == "mini"
     assert config.optimizer.lr < one.optimizer.lr and config.optimizer.muon_lr < one.optimizer.muon_lr
-    assert (config.transformer.decoded is not None) == (name == "mini_stage2")
+    assert config.transformer.stage2 == (name == "mini_stage2")
     with torch.device("meta"):
         built = build_transformer(config.data.height, config.data.width, **config.transformer.architecture)
     trained = json.loads((BUNDLED / "mini" / "transformer" / "config.json").read_text())

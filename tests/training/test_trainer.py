@@ -185,7 +185,7 @@ def test_the_operations_of_a_window_are_those_of_its_matrices(monkeypatch):
 
 def test_stage_2_is_a_loss_more_of_the_clips_and_changes_what_is_learned(runs, tmp_path):
     config = transformer_config(runs)
-    decoded = replace(config.transformer, decoded=DecodedConfig(share=0.2))
+    decoded = replace(config.transformer, stage2=True, decoded=DecodedConfig(share=0.2))
     train(replace(config, transformer=decoded, steps=1), tmp_path)
     before, after = records(runs / "transformer")[0], records(tmp_path)[0]
     parts = {"clip_decoded_colour", "clip_decoded_depth", "clip_decoded_points"}
