@@ -26,11 +26,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/python examples/00_demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
-# The suite starts processes beside its own: threads that spin while they wait would take the cores from them. Alone on
-# two cores spinning is right, an env step is a quarter quicker with it.
+# Two processes share the tests, file by file, with one thread each: threads that spin while they wait would take the cores
+# from them. Alone on two cores spinning is right, an env step is a quarter quicker with it.
 test: export OMP_WAIT_POLICY ?= PASSIVE
+test: export OMP_NUM_THREADS ?= 1
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from pathlib import Path
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a new folder to write into, which becomes `folder` at the end; whatever fails, one that was there stays.
 
+    Its files get the rights of any new file: safetensors lets nobody but the owner read what it writes.
+
     Args:
         folder: Where; replaced if it is there.
 
@@ -27,6 +29,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
+        probe = workspace / "probe"
+        probe.touch()
+        for path in new.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(probe.stat().st_mode & 0o777)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -3,7 +3,7 @@
     python benchmarks/training_speed.py --size 1b --out speed.json          # a minute on one GPU, most of it compiles
     torchrun --standalone --nproc-per-node 2 benchmarks/training_speed.py --size 1b --shards 2
     python benchmarks/training_speed.py --size 5b --pretend 8 --activation-checkpointing     # memory of one of eight
-    python benchmarks/training_speed.py --size tiny --device cpu            # to see that it works
+    python benchmarks/training_speed.py                                     # toy size without a GPU
 
 A step is what `training.run.Run` and the stage "aetherv1" do: mix, ask, backward, exchange, clip, AdamW, average.
 "encode_ms" is what a clip of the batch costs before that, in the autoencoder and on the way to the GPU. MFU counts the
@@ -166,7 +166,7 @@ def now(gpu: bool) -> float:
 
 
 def main(
-    size: Literal["5b", "1b", "tiny"] = "1b",
+    size: Literal["5b", "1b", "tiny"] | None = None,
     frames: int = 41,
     height: int = 480,
     width: int = 720,
@@ -176,13 +176,13 @@ def main(
     compile: bool = True,
     pretend: int = 0,
     steps: int = 10,
-    device: Literal["cuda", "cpu"] = "cuda",
+    device: Literal["cuda", "cpu"] | None = None,
     out: Path | None = None,
 ) -> None:
     """Print one row as JSON; append it to a file.
 
     Args:
-        size: Of the transformer, see `SIZES`.
+        size: Of the transformer, see `SIZES`; None is "1b" on a GPU and "tiny" on a CPU.
         frames: Of a clip.
         height: Pixels; "tiny" takes 32.
         width: Pixels; "tiny" takes 48.
@@ -192,10 +192,12 @@ def main(
         compile: The blocks.
         pretend: Be one of so many processes that share the weights, without the others.
         steps: Timed ones.
-        device: "cpu" is for trying it out.
+        device: "cpu" is for trying it out; None is a GPU where there is one.
         out: JSON file, one row a line.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = size or ("1b" if device == "cuda" else "tiny")
     if size == "tiny":
         height, width = 32, 48
     if pretend:

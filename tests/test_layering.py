@@ -23,7 +23,7 @@ ROOMS = [
     "aether_env.world_model.aetherv1_clips", "aether_env.world_model.long_video", "aether_env.world_model.dreams",
     "aether_env.world_model.pipeline",
     "aether_env.sim", "aether_env.envs", "aether_env.commands", "aether_env.cli", "policies",
-    "training.data_config", "training.aetherv1_config", "training.config", "training.recipes",
+    "training.checks", "training.data_config", "training.aetherv1_config", "training.config", "training.recipes",
     "training.evaluation.datasets", "training.clips", "training.clip_coding", "training.shards",
     "training.clip_sources", "training.record", "training.batch_plan", "training.dataset",
     "training.simulate", "training.losses", "training.objective", "training.decoded", "training.aetherv1_objective",

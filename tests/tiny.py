@@ -14,16 +14,16 @@ from aether_env.world_model.network import PROMPT_DIM, build_transformer
 HEIGHT, WIDTH = 16, 24
 
 
-def tiny_components() -> Components:
-    """Return the same components every time; the global generator stays as it was."""
+def tiny_components(height: int = HEIGHT, width: int = WIDTH) -> Components:
+    """Return the same components every time, for pictures of a size; the global generator stays as it was."""
     sizes = dict(width=16, fine_width=8, encoder_blocks=1, decoder_blocks=1, fine_blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = Components(
-            settings=Settings(height=HEIGHT, width=WIDTH, clip_sigmas=(1.0, 0.5)),
+            settings=Settings(height=height, width=width, step_sigmas=(1.0, 0.5), clip_sigmas=(1.0, 0.5)),
             vae=CausalGroupAutoencoder(in_channels=3, **sizes),
             disparity_vae=CausalGroupAutoencoder(in_channels=1, **sizes),
-            transformer=build_transformer(HEIGHT, WIDTH, num_attention_heads=1, num_layers=1, time_embed_dim=16),
+            transformer=build_transformer(height, width, num_attention_heads=1, num_layers=1, time_embed_dim=16),
             scheduler=FlowMatchEulerDiscreteScheduler(),
             prompt_embeds=torch.ones(1, 1, PROMPT_DIM),
         )

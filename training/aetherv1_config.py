@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from training.checks import fields_in_range
 from training.data_config import read_source
 
 
@@ -36,22 +37,28 @@ class DecodedConfig:
     """Points farther away than this many units, and the sky, do not count."""
 
     def __post_init__(self) -> None:
-        weights = (self.colour_weight, self.depth_weight, self.points_weight, self.gradient_weight)
-        if min(weights) < 0 or max(weights[:3]) <= 0:
+        fields_in_range(self, "colour_weight", "depth_weight", "points_weight", "gradient_weight", low=0)
+        fields_in_range(self, "norm", low=1, high=2)  # below 1 its gradient has no bound
+        fields_in_range(self, "gradient_scales", low=1)
+        fields_in_range(self, "level_power", low=0)
+        fields_in_range(self, "share", low=0, high=1, ends="(]")
+        fields_in_range(self, "far", low=1, ends="()")
+        weights = (self.colour_weight, self.depth_weight, self.points_weight)
+        if max(weights) == 0:
             raise ValueError(
-                "colour_weight, depth_weight, points_weight and gradient_weight must be at least 0 and one of the "
-                f"first three above, got {weights}; without decoded losses leave the whole of stage 2 out."
+                "one of colour_weight, depth_weight and points_weight must be above 0, got "
+                f"{weights}; without decoded losses leave the whole of stage 2 out."
             )
-        if not 1 <= self.norm <= 2:
-            raise ValueError(f"norm must be in 1..2, got {self.norm}; below 1 its gradient has no bound.")
-        if self.gradient_scales < 1:
-            raise ValueError(f"gradient_scales must be at least 1, got {self.gradient_scales}.")
-        if self.level_power < 0:
-            raise ValueError(f"level_power must be at least 0, got {self.level_power}; 0 counts all levels alike.")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be in (0, 1], got {self.share}.")
-        if not self.far > 1:
-            raise ValueError(f"far must be above 1 (units), got {self.far}.")
+
+
+def check_mask_shares(shares: tuple[float, ...]) -> None:
+    """Check how the clips of a batch are divided by what is known of their pictures.
+
+    Raises:
+        ValueError: They are not four shares that sum to 1.
+    """
+    if len(shares) != 4 or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # of NaN neither holds
+        raise ValueError(f"mask_shares must be four shares that sum to 1, got {shares}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +84,13 @@ class AetherV1Config:
     def __post_init__(self) -> None:
         if self.prediction not in ("v_prediction", "flow"):
             raise ValueError(f"prediction must be 'v_prediction' or 'flow', got {self.prediction!r}.")
-        if len(self.mask_shares) != 4 or min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
-            raise ValueError(f"mask_shares must be four shares that sum to 1, got {self.mask_shares}.")
-        if not 0 <= self.path_share <= 1:
-            raise ValueError(f"path_share must be in [0, 1], got {self.path_share}.")
-        weights = self.block_weights
-        if len(weights) != 3 or not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-            raise ValueError(f"block_weights must be three numbers >= 0, one of them positive, got {weights}.")
-        if not (self.flow_std > 0 and math.isfinite(self.flow_std) and math.isfinite(self.flow_mean)):
-            raise ValueError(f"flow_std must be positive and flow_mean finite, got {self.flow_std}, {self.flow_mean}.")
+        check_mask_shares(self.mask_shares)
+        fields_in_range(self, "path_share", low=0, high=1)
+        fields_in_range(self, "block_weights", low=0)
+        if len(self.block_weights) != 3 or max(self.block_weights) == 0:
+            raise ValueError(f"block_weights must be three numbers, one of them positive, got {self.block_weights}.")
+        fields_in_range(self, "flow_mean", low=-math.inf)
+        fields_in_range(self, "flow_std", low=0, ends="()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,9 @@ class AetherV1StageConfig:
     """Add the losses of `decoded`."""
     decoded: DecodedConfig = field(default_factory=DecodedConfig)
     """Stage 2: losses on decoded clips."""
+    decoded_size: tuple[int, int] = (128, 192)
+    """Height and width of the part of the pictures that stage 2 decodes, anew at each step; at most the whole. Of 41
+    whole frames of 480 x 720 the decoder of CogVideoX would keep 284 GiB for the backward pass."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -121,12 +129,15 @@ class AetherV1StageConfig:
         bad = [n for n in self.num_frames if n < 9 or n % 8 != 1]
         if bad or not self.num_frames:
             raise ValueError(f"num_frames must be numbers 8 k + 1, at least 9, for this autoencoder, got {bad}.")
-        if not self.fps or not 1 <= min(self.fps) <= max(self.fps) <= 60:
-            raise ValueError(f"fps must be rates in 1..60, what RoPE is spread for, got {self.fps}.")
+        fields_in_range(self, "fps", low=1, high=60)  # what RoPE is spread for
+        if not self.fps:
+            raise ValueError("fps must name at least one rate.")
         wrong = [size for size in self.sizes if min(size) < 16 or size[0] % 16 or size[1] % 16]
         if wrong or not self.sizes:
             raise ValueError(f"sizes must be heights and widths that are multiples of 16, got {wrong}.")
-        if self.workers < 0 or self.shuffle_shards < 1:
+        if min(self.decoded_size) < 64 or self.decoded_size[0] % 16 or self.decoded_size[1] % 16:
             raise ValueError(
-                f"workers must be at least 0 and shuffle_shards at least 1, got {self.workers}, {self.shuffle_shards}."
+                f"decoded_size must be a height and a width, multiples of 16 and at least 64, got {self.decoded_size}."
             )
+        fields_in_range(self, "workers", low=0)
+        fields_in_range(self, "shuffle_shards", low=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from aether_env.conventions import FRAMES_PER_LATENT
 from aether_env.raymap import ORIGIN_GAIN
@@ -47,7 +49,9 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
     """
     stage, parallel, device = config.aetherv1, config.parallel, processes.device
     assert stage.checkpoint is not None  # `TrainConfig` has looked
-    mixed = open_sources(stage.sources, config.seed)  # before gigabytes are loaded: there may be nothing to learn from
+    # Before gigabytes are loaded: there may be nothing to learn from.
+    mixed, settings = open_sources(stage.sources, config.seed), batch_settings(config, device)
+    batches = ClipBatches(mixed, settings, rank=processes.rank, world_size=processes.world_size)
     parts = load_aetherv1(stage.checkpoint)  # on the CPU: a whole copy may not fit on a GPU, its shard does
     precision = torch.bfloat16 if config.bf16 else torch.float32
     parts.vae.to(device, precision)
@@ -61,7 +65,6 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
     run = Run(config, run_dir, transformer, processes, flops)
     objective = AetherV1Objective(parts, stage.objective, bf16=config.bf16)
-    batches = ClipBatches(mixed, batch_settings(config, device), rank=processes.rank, world_size=processes.world_size)
     if run.extra:
         batches.load_state_dict(run.extra["batches"])
 
@@ -75,7 +78,7 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
         answer = objective.ask(sample, generators)
         loss, record = objective.loss(answer)
         if stage.stage2:
-            decoded, decoded_record = decoded_loss(objective, batch, sample, answer, stage)
+            decoded, decoded_record = decoded_loss(objective, batch, sample, answer, stage, generators[0])
             loss, record = loss + decoded, record | decoded_record
         return {"loss": loss.detach(), "grad_norm": run.descend(loss, progress), **record}
 
@@ -91,31 +94,56 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
 
 
 def decoded_loss(
-    objective: AetherV1Objective, batch: ClipBatch, sample: Sample, answer: Answer, stage: AetherV1StageConfig
+    objective: AetherV1Objective,
+    batch: ClipBatch,
+    sample: Sample,
+    answer: Answer,
+    stage: AetherV1StageConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return stage 2's loss of the items with the least noise, see `decoded.stage2_loss`.
+    """Return stage 2's loss of the items with the least noise among this process's, see `decoded.stage2_loss`.
+
+    Of their pictures a part is decoded, the same of prediction and truth.
 
     Args:
         objective: Decodes.
         batch: The clips, for where depth is known.
         sample: What the transformer was shown.
         answer: What it said.
-        stage: With the settings `decoded`.
+        stage: With the settings `decoded` and `decoded_size`.
+        generator: Draws where the part lies.
     """
     config = stage.decoded
     weight = level_weight(answer.levels.share, config.level_power)
     weight, chosen = weight.topk(max(1, round(config.share * len(weight))))
+    rows, columns = draw_part(sample.target.shape[-2:], stage.decoded_size, generator)
     with torch.no_grad():
-        truth = decode(objective, sample.target[chosen])
-    valid = batch.valid.to(weight.device)[chosen]
-    return stage2_loss(decode(objective, answer.clean[chosen]), truth, weight, config, valid)
+        truth = decode(objective, sample.target[chosen][..., rows, columns])
+    high, wide = (slice(CELL * part.start, CELL * part.stop) for part in (rows, columns))
+    valid = batch.valid[..., high, wide].to(weight.device)[chosen]
+    prediction = decode(objective, answer.clean[chosen][..., rows, columns])
+    return stage2_loss(prediction, truth, weight, config, valid)
+
+
+def draw_part(cells: Sequence[int], size: tuple[int, int], generator: torch.Generator) -> list[slice]:
+    """Return which rows and columns of latents (h, w) hold a part of `size` pixels, at most all, anywhere alike."""
+    parts = []
+    for whole, pixels in zip(cells, size, strict=True):
+        count = min(whole, pixels // CELL)
+        first = int(torch.randint(whole - count + 1, (), generator=generator, device=generator.device))
+        parts.append(slice(first, first + count))
+    return parts
 
 
 def decode(objective: AetherV1Objective, clean: Tensor) -> Decoded:
-    """Return what latents (B, N, 56, h, w) of the paper's layout decode to; gradients flow into them."""
-    disparity = disparity_from_video(objective.decode_disparity(clean), headroom=1.0)
+    """Return what latents (B, N, 56, h, w) of the paper's layout decode to; gradients flow into them.
+
+    Either video is decoded again in the backward pass, so that what one of them keeps is all there is at a time.
+    """
+    again = partial(checkpoint, use_reentrant=False)
+    disparity = disparity_from_video(again(objective.decode_disparity, clean), headroom=1.0)
     rays = rays_from_raymap(objective.decode_raymap(clean), ORIGIN_GAIN)
-    return Decoded(objective.decode_colour(clean), disparity, *rays)
+    return Decoded(again(objective.decode_colour, clean), disparity, *rays)
 
 
 def check_aetherv1_stage(config: TrainConfig) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import product
 
 import numpy as np
 
 from aether_env.sim.seeds import draw_uniforms
 from training.clip_sources import ClipSource, MixedClips, Wanted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +22,9 @@ class BatchSettings:
     batch_size: int = 1
     """Clips per batch and process."""
     num_frames: tuple[int, ...] = (17, 25, 33, 41)
-    """Numbers of frames; each batch has one of them, all equally often."""
+    """Numbers of frames; each batch has one of them."""
     fps: tuple[float, ...] = (8.0, 10.0, 12.0, 15.0, 24.0)
-    """Frames per second; each batch has one of them, all equally often."""
+    """Frames per second; each batch has one of them. All pairs with `num_frames` that clips suit are equally often."""
     sizes: tuple[tuple[int, int], ...] = ((480, 720),)
     """Heights and widths of the buckets."""
     seed: int = 0
@@ -46,6 +50,11 @@ class BatchSettings:
             raise ValueError(f"fps must name rates in (0, 240], got {self.fps}.")
         if not self.sizes or min(min(size) for size in self.sizes) < 1:
             raise ValueError(f"sizes must name heights and widths of at least 1, got {self.sizes}.")
+
+    @property
+    def pairs(self) -> list[tuple[int, float]]:
+        """Every number of frames with every rate."""
+        return list(product(self.num_frames, self.fps))
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Planner:
         world_size: How many processes there are.
 
     Raises:
-        ValueError: The rank is not one of the processes'.
+        ValueError: The rank is not one of the processes', or no clip suits the settings.
     """
 
     def __init__(self, mixed: MixedClips, settings: BatchSettings, rank: int = 0, world_size: int = 1):
@@ -101,8 +110,11 @@ class Planner:
         shares = [
             np.full(count, 1 / count) if b is None else np.bincount(b, minlength=count) / len(b) for b in self.buckets
         ]
-        self.weights = mixed.weights[:, None] * np.stack(shares)
-        """(sources, buckets): how often each bucket of each source is drawn from."""
+        self.gives = np.stack([given_pairs(*each, settings) for each in zip(mixed.sources, self.buckets, strict=True)])
+        """(sources, buckets, pairs): where there is a clip that is long and fast enough."""
+        self.weights = mixed.weights[:, None] * np.stack(shares) * self.gives.any(2)
+        """(sources, buckets): how often each bucket of each source is drawn from, where the pair lets it."""
+        self._check_gives()
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
 
     def start(self) -> Position:
@@ -112,15 +124,13 @@ class Planner:
     def plan(self, at: Position) -> tuple[BatchPlan, Position]:
         """Return what this process loads next, and where the run is then."""
         settings, own = self.settings, self.settings.batch_size
-        draws = uniforms(3, settings.seed, "batch", at.step)
+        draws = uniforms(2, settings.seed, "batch", at.step)
         bucket = pick(self.weights.sum(0), draws[:1])[0]
-        wanted = Wanted(
-            num_frames=settings.num_frames[int(draws[1] * len(settings.num_frames))],
-            fps=settings.fps[int(draws[2] * len(settings.fps))],
-            height=settings.sizes[bucket][0],
-            width=settings.sizes[bucket][1],
-        )
-        row = pick(self.weights[:, bucket], uniforms(own * self.world_size, settings.seed, "sources", at.step))
+        pair = pick(np.any(self.gives[:, bucket], axis=0), draws[1:])[0]
+        (num_frames, fps), (height, width) = settings.pairs[pair], settings.sizes[bucket]
+        wanted = Wanted(num_frames=num_frames, fps=fps, height=height, width=width)
+        weights = self.weights[:, bucket] * self.gives[:, bucket, pair]
+        row = pick(weights, uniforms(own * self.world_size, settings.seed, "sources", at.step))
         drawn = [list(counts) for counts in at.drawn]
         deals = []
         for place, source in enumerate(row):
@@ -142,6 +152,18 @@ class Planner:
             self._orders[source, bucket] = epoch, order[buckets[order] == bucket]
         return int(self._orders[source, bucket][1][place])
 
+    def _check_gives(self) -> None:
+        useless = [s for s, gives in zip(self.mixed.sources, self.gives, strict=True) if not gives.any()]
+        held = "; ".join(f"{source.name} has {longest(source)}" for source in useless)
+        if len(useless) == len(self.mixed.sources):
+            pairs = ", ".join(f"{num_frames} at {fps:g}" for num_frames, fps in self.settings.pairs)
+            raise ValueError(
+                f"num_frames and fps must suit some clip, none can give {pairs} frames per second ({held}); give "
+                "longer or faster clips, or other num_frames and fps."
+            )
+        if useless:
+            logger.warning("never drawn from, too short or too slow for all num_frames and fps: %s", held)
+
 
 def bucket_of(source: ClipSource, sizes: tuple[tuple[int, int], ...]) -> np.ndarray | None:
     """Return the number of the bucket of every clip, (N,): the one nearest in aspect. None for endless sources."""
@@ -152,6 +174,26 @@ def bucket_of(source: ClipSource, sizes: tuple[tuple[int, int], ...]) -> np.ndar
         return np.arange(source.length) % len(sizes)
     aspect_N, aspect_B = (np.log(np.divide(*np.asarray(s, np.float64).T)) for s in (found, sizes))
     return np.abs(aspect_N[:, None] - aspect_B).argmin(1)
+
+
+def given_pairs(source: ClipSource, buckets: np.ndarray | None, settings: BatchSettings) -> np.ndarray:
+    """Return in which buckets a source has a clip for which pair of frames and rate, (buckets, pairs) bool."""
+    gives = np.ones((len(settings.sizes), len(settings.pairs)), bool)
+    if buckets is None:
+        return gives
+    for column, pair in enumerate(settings.pairs):
+        fits = source.fits(*pair)
+        clips = buckets if fits is None else buckets[fits]
+        gives[:, column] = np.bincount(clips, minlength=len(settings.sizes)) > 0
+    return gives
+
+
+def longest(source: ClipSource) -> str:
+    """Return of a source with `spans`, in words, how long and how fast its clips are at most."""
+    spans = source.spans()
+    assert spans is not None, "a source without spans suits every setting"
+    frames, fps = spans.max(0)
+    return f"at most {frames:.0f} frames and {fps:g} a second"
 
 
 def epoch_order(groups: list[int], together: int, *key: int | str) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -32,7 +34,10 @@ from torch.distributed.tensor import DTensor
 
 from training.parallelize import Processes
 
+logger = logging.getLogger(__name__)
 PREFIX = "step_"
+OLD, GONE = ".old", ".gone"
+"""Ends of the hidden names of checkpoints that are being replaced, and removed."""
 OWN = "own"
 """Key of a state under which each process keeps what is its own: its place in the data, its walks."""
 META = "state.json"
@@ -53,7 +58,8 @@ class Checkpoints:
     files and their sizes and gives the folder its name. All methods must be called by every process together.
 
     Args:
-        run_dir: Folder of the run, the same on all machines. What a killed save left there is removed.
+        run_dir: Folder of the run, the same on all machines. What a killed save left there is removed; a checkpoint
+            that it was about to replace gets its name back.
         processes: All processes.
         keep: Whole checkpoints that stay.
     """
@@ -67,8 +73,7 @@ class Checkpoints:
         self._last: int | None = None
         if processes.rank == 0:
             run_dir.mkdir(parents=True, exist_ok=True)
-            for torn in run_dir.glob(f".{PREFIX}*"):
-                shutil.rmtree(torn)
+            _clean(run_dir)
         if dist.is_initialized():
             # Of the saves alone: their exchanges run beside those of the training, and on CPUs.
             self._group = dist.new_group(backend="gloo")
@@ -78,7 +83,7 @@ class Checkpoints:
         """Begin to save; returns when the state has been copied, and may be changed again.
 
         Args:
-            step: Steps done. Saved already by this object: nothing is done.
+            step: Steps done. If this object has just saved or loaded them, nothing is done.
             state: Nested dicts and lists. Tensors are sharded, or the same on every process; values are those of the
                 first process; what is under `OWN` is each process's own.
         """
@@ -128,6 +133,39 @@ class Checkpoints:
             dist.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
+    def load_newest(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """Read the newest checkpoint that can be read, or return None if there is none at all.
+
+        Newer ones, damaged since they were written, are told of and renamed to torn_step_*.
+
+        Args:
+            state: See `load`.
+
+        Raises:
+            ValueError: None of them can be read; the message is the newest one's.
+        """
+        self.wait()
+        found = [_whole_ones(self.run_dir)]
+        if self._group is not None:
+            dist.broadcast_object_list(found, src=0, group=self._group)
+        errors: dict[Path, ValueError] = {}
+        for folder in reversed(found[0]):
+            try:
+                loaded = self.load(folder, state)
+            except ValueError as error:
+                errors[folder] = error
+                continue
+            logger.info("resumed %s", folder)
+            if self.processes.rank == 0:
+                for torn, why in errors.items():
+                    logger.warning("%s; going on from %s", why, folder.name)
+                    shutil.rmtree(torn.with_name(f"torn_{torn.name}"), ignore_errors=True)
+                    torn.rename(torn.with_name(f"torn_{torn.name}"))
+            return loaded
+        if errors:
+            raise next(iter(errors.values()))
+        return None
+
     def load(self, folder: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Read what `save` wrote, by any number of processes.
 
@@ -145,14 +183,43 @@ class Checkpoints:
         """
         self.wait()
         try:
-            return self._load(folder, state)
+            self._last, back = self._load(folder, state)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError, CheckpointException) as error:
             raise ValueError(
-                f"{folder} is not a whole checkpoint of this run ({_reason(error)}); "
-                "delete it to go on from an older one."
+                f"{folder} is not a whole checkpoint of this run ({_reason(error)}); choose another folder."
             ) from error
+        return self._last, back
 
     def _load(self, folder: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        plan, problem = None, None
+        try:
+            plan = self._plan(folder, state)
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            problem = error
+        self._agree(problem)
+        assert plan is not None
+        step, templates, skeleton = plan
+        dcp.load(
+            dict(templates),
+            storage_reader=HuggingFaceStorageReader(str(folder)),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        return step, unflatten(templates, skeleton)
+
+    def _agree(self, error: Exception | None) -> None:
+        """Raise on every process what went wrong on one: the others would wait for it in what they do together."""
+        if self._group is not None:
+            reasons: list[str | None] = [None] * self.processes.world_size
+            dist.all_gather_object(reasons, None if error is None else _reason(error), group=self._group)
+            found = [f"process {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
+            if found and error is None:
+                raise ValueError("; ".join(found))
+        if error is not None:
+            raise error
+
+    def _plan(self, folder: Path, state: dict[str, Any]) -> tuple[int, dict[str, Tensor], Any]:
+        """Return the step of a checkpoint, the tensors to read it into, and the skeleton around them."""
         meta = json.loads((folder / META).read_text())
         for name, size in meta["files"].items():
             if (folder / name).stat().st_size != size:
@@ -172,13 +239,7 @@ class Checkpoints:
                 templates[name] = torch.empty(saved[name].size, dtype=saved[name].properties.dtype)  # type: ignore
             elif templates[name].shape != saved[name].size:  # type: ignore[union-attr]
                 raise ValueError(f"{name} is {tuple(saved[name].size)}, not {tuple(templates[name].shape)}")  # type: ignore
-        dcp.load(
-            dict(templates),
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
-        return int(meta["step"]), unflatten(templates, skeleton)
+        return int(meta["step"]), templates, skeleton
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -204,9 +265,11 @@ class _Writer(HuggingFaceStorageWriter):
         """Make it a whole checkpoint, in the first process, once all have written; remove the oldest ones."""
         files = {result.index.fqn: result.size_in_bytes for part in results for result in part}
         _write_text(self.hidden / META, json.dumps(json.loads(self.meta) | {"files": files}))
+        replaced = self.folder.with_name(f".{self.folder.name}{OLD}")
         if self.folder.exists():
-            _remove(self.folder)
+            self.folder.rename(replaced)
         self.hidden.rename(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in sorted(self.folder.parent.glob(f"{PREFIX}*"))[: -self.keep]:
             _remove(old)
 
@@ -271,10 +334,20 @@ def _write_text(path: Path, text: str) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint; cut off half-way it does not look whole."""
-    hidden = folder.with_name(f".{folder.name}.old")
+    hidden = folder.with_name(f".{folder.name}{GONE}")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden)
+
+
+def _clean(run_dir: Path) -> None:
+    """Remove what a killed save left, and give a checkpoint back its name whose successor did not get it."""
+    for torn in run_dir.glob(f".{PREFIX}*"):
+        name = torn.with_name(torn.name.removeprefix(".").removesuffix(OLD))
+        if torn.suffix == OLD and not name.exists():
+            torn.rename(name)
+        else:
+            shutil.rmtree(torn)
 
 
 def flatten(tree: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -312,11 +385,16 @@ def unflatten(tensors: dict[str, Tensor], skeleton: Any) -> Any:
 
 def newest_run(run_dir: Path) -> Path | None:
     """Return the newest whole checkpoint, or None."""
-    found = sorted(run_dir.glob(f"{PREFIX}*"))
+    found = _whole_ones(run_dir)
     return found[-1] if found else None
+
+
+def _whole_ones(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob(f"{PREFIX}*"))
 
 
 def rng_for(seed: int, step: int, rank: int, device: str) -> torch.Generator:
     """Return the generator of one step: every draw is a function of (seed, step, rank)."""
-    mixed = (seed * 1_000_003 + step) * 1_009 + rank
-    return torch.Generator(device).manual_seed(mixed % (1 << 62))
+    # A hash, because sums of multiples meet: there may be thousands of ranks, and millions of steps.
+    mixed = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(mixed, "big") >> 2)

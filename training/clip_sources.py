@@ -11,14 +11,12 @@ import numpy as np
 
 from aether_env.conventions import FAR_DEPTH
 from aether_env.sim.seeds import seed_in
-from training.clips import Clip, ClipError, check_clip, clips_from_simulator, random_window
+from training.clips import Clip, ClipError, check_clip, clips_from_simulator, nearest_frames, random_window
 from training.evaluation.datasets import DatasetError, DatasetName, LabelledVideo, open_dataset
 from training.shards import open_shards, read_clip
 
-SET_FPS: dict[str, float] = {
-    "sintel": 24.0, "sintel_pose": 24.0, "bonn": 30.0, "kitti": 10.0, "tum": 10.0, "scannet": 10.0,
-}  # fmt: skip
-"""Frames per second of the test sets as `open_dataset` reads them: every third frame of TUM and ScanNet."""
+SET_FPS: dict[str, float] = {"sintel": 24.0, "sintel_pose": 24.0, "scannet": 10.0}
+"""Frames per second of the test sets that tell cameras, as `open_dataset` reads them: every third frame of ScanNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,17 @@ class ClipSource(ABC):
     def sizes(self) -> np.ndarray | None:
         """Return height and width of every clip as it is stored, (length, 2); None where any size is as good."""
         return None
+
+    def spans(self) -> np.ndarray | None:
+        """Return frames and frames per second of every clip, (length, 2) float64; None where any can be had."""
+        return None
+
+    def fits(self, num_frames: int, fps: float) -> np.ndarray | None:
+        """Return which clips are long and fast enough for a window, (length,) bool; None where all are."""
+        if (spans := self.spans()) is None:
+            return None
+        rates, which = np.unique(spans[:, 1], return_inverse=True)
+        return spans[:, 0] >= np.array([frames_needed(num_frames, fps, float(rate)) for rate in rates])[which]
 
     def groups(self) -> list[int]:
         """Return how many clips lie together, one number for each place; they sum to `length`."""
@@ -148,6 +157,10 @@ class ShardClips(ClipSource):
         """Return height and width of every clip, (length, 2)."""
         return np.stack([self._rows["height"], self._rows["width"]], axis=1)
 
+    def spans(self) -> np.ndarray:
+        """Return frames and frames per second of every clip, (length, 2)."""
+        return np.stack([self._rows["frames"], self._rows["fps"]], axis=1)
+
     def groups(self) -> list[int]:
         """Return the number of clips in each shard."""
         return self._counts
@@ -193,6 +206,12 @@ class FolderClips(ClipSource):
         Raises:
             ValueError: A file is missing or damaged, or the set has no poses or intrinsics.
         """
+        if name not in SET_FPS:
+            raise ValueError(
+                f"name must be that of a set whose layout tells poses and intrinsics ({', '.join(SET_FPS)}), got "
+                f"{name!r}: Bonn and KITTI depth come without poses, TUM without intrinsics; annotate its videos and "
+                "give the shards instead."
+            )
         return cls(open_dataset(name, root, only), SET_FPS[name] if fps is None else fps, f"{name} in {root}")
 
     def clip(
@@ -227,6 +246,10 @@ class FolderClips(ClipSource):
         """Return height and width of every video, (length, 2)."""
         return np.array([(video.height, video.width) for video in self._videos])
 
+    def spans(self) -> np.ndarray:
+        """Return frames and frames per second of every video, (length, 2)."""
+        return np.array([(len(video), self.fps) for video in self._videos], np.float64)
+
 
 class MixedClips:
     """Sources and how often each is drawn from.
@@ -249,6 +272,14 @@ class MixedClips:
     def problems(self) -> tuple[str, ...]:
         """What is damaged and was left out when the sources were opened."""
         return tuple(problem for source in self.sources for problem in source.problems)
+
+
+def frames_needed(num_frames: int, fps: float, own_fps: float) -> float:
+    """Return how many frames a clip of `own_fps` must have for a window; infinitely many if it is too slow."""
+    try:
+        return float(nearest_frames(num_frames, fps, own_fps)[-1] + 1)
+    except ClipError:
+        return np.inf
 
 
 def scene_seed(split: str, seed: int, index: int) -> int:

@@ -75,14 +75,6 @@ class Clip:
         names = ("rgb", "depth", "valid", "moving", "world_from_camera", "intrinsics")
         return replace(self, fps=fps, **{name: getattr(self, name)[rows] for name in names})
 
-    def resampled(self, fps: float) -> Clip:
-        """Return the whole clip at another frame rate, made of its own frames (see `nearest_frames`).
-
-        Raises:
-            ClipError: The clip is slower than `fps`.
-        """
-        return self.window(int(np.ceil((len(self) - 0.5) * fps / self.fps)), fps)
-
     def window(self, num_frames: int, fps: float, start: int = 0) -> Clip:
         """Return `num_frames` frames at `fps` frames per second, the first one being frame `start`.
 

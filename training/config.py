@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.aetherv1_config import AetherV1Config, AetherV1StageConfig, DecodedConfig
+from training.aetherv1_config import AetherV1Config, AetherV1StageConfig, DecodedConfig, check_mask_shares
+from training.checks import arguments_in_range, fields_in_range
 from training.data_config import DataConfig
 
 __all__ = [
@@ -43,18 +45,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("trapezoid", "onecycle"):
             raise ValueError(f"schedule must be 'trapezoid' or 'onecycle', got {self.schedule!r}.")
-        for name in ("decay_share", "rise_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
-        for name in ("lr", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
-        for name in ("muon_lr", "weight_decay", "warmup_steps"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        for name, value in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value}.")
+        fields_in_range(self, "decay_share", "rise_share", low=0, high=1, ends="(]")
+        fields_in_range(self, "lr", "clip_norm", low=0, ends="()")
+        fields_in_range(self, "muon_lr", "weight_decay", "warmup_steps", low=0)
+        fields_in_range(self, "ema", "betas", low=0, high=1, ends="[)")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {self.betas}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +77,12 @@ class AutoencoderConfig:
     still_share: float = 0.3
     """Share of samples whose first group is one picture at rest."""
 
+    def __post_init__(self) -> None:
+        fields_in_range(self, "kl_weight", "edge_weight", low=0)
+        fields_in_range(self, "still_share", low=0, high=1)
+        for name in ("colour", "disparity"):
+            arguments_in_range(name, getattr(self, name))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -101,12 +103,12 @@ class DecoderConfig:
     """Channels of the discriminator's convolutions; each halves the size of the picture."""
 
     def __post_init__(self) -> None:
-        if self.adversarial_weight < 0 or self.latent_noise < 0 or self.critic_lr <= 0:
-            raise ValueError(f"adversarial_weight and latent_noise must be >= 0, critic_lr positive, got {self}.")
-        if not 0 <= self.adversarial_start <= 1:
-            raise ValueError(f"adversarial_start must be in [0, 1], got {self.adversarial_start}.")
-        if not self.critic_widths or min(self.critic_widths) < 1:
-            raise ValueError(f"critic_widths must name at least one positive width, got {self.critic_widths}.")
+        fields_in_range(self, "adversarial_weight", "latent_noise", low=0)
+        fields_in_range(self, "adversarial_start", low=0, high=1)
+        fields_in_range(self, "critic_lr", low=0, ends="()")
+        fields_in_range(self, "critic_widths", low=1)
+        if not self.critic_widths:
+            raise ValueError("critic_widths must name at least one width.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,20 +160,22 @@ class TransformerConfig:
     """Stage 2: losses on decoded clips beside the one on latents."""
 
     def __post_init__(self) -> None:
+        fields_in_range(self, "step_share", "walker_share", "reset_share", low=0, high=1, ends="()")
         shares = (self.step_share, self.walker_share, self.reset_share)
-        if min(shares) <= 0 or sum(shares) >= 1:
-            raise ValueError(f"step, walker and reset shares must be positive and leave some clips, got {shares}.")
-        if min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
-            raise ValueError(f"mask_shares must be four shares that sum to 1, got {self.mask_shares}.")
+        if sum(shares) >= 1:
+            raise ValueError(f"step, walker and reset shares must leave some clips, got {shares}.")
+        check_mask_shares(self.mask_shares)
+        fields_in_range(self, "walker_start", "memory_share", "path_share", "first_ray_share", low=0, high=1)
+        fields_in_range(self, "find_pure_share", "follow_pure_share", low=0, high=1)
+        fields_in_range(self, "walker_sigmas", low=0, high=1, ends="(]")
         sigmas = self.walker_sigmas
-        if sigmas[:1] != (1.0,) or sorted(set(sigmas), reverse=True) != list(sigmas) or sigmas[-1] <= 0:
+        if sigmas[:1] != (1.0,) or sorted(set(sigmas), reverse=True) != list(sigmas):
             raise ValueError(f"walker_sigmas must fall from 1 towards 0, got {sigmas}.")
-        if not (0 <= self.find_pure_share <= 1 and 0 <= self.follow_pure_share <= 1):
-            raise ValueError(f"find_pure_share and follow_pure_share must be in [0, 1], got {self}.")
-        if self.ray_weight <= 0 or not 0 <= self.history_noise < 1:
-            raise ValueError(f"ray_weight must be positive and history_noise in [0, 1), got {self}.")
-        if self.walker_every < 1:
-            raise ValueError(f"walker_every must be at least 1, got {self.walker_every}.")
+        fields_in_range(self, "walker_detail", low=0, high=2)  # what a checkpoint takes
+        fields_in_range(self, "history_noise", low=0, high=1, ends="[)")
+        fields_in_range(self, "ray_weight", low=0, ends="()")
+        fields_in_range(self, "walker_every", low=1)
+        arguments_in_range("architecture", self.architecture)
 
     def windows(self, batch_size: int) -> dict[str, int]:
         """Return how many windows of each kind a batch holds: clip, step, walker, reset.
@@ -198,8 +202,7 @@ class ParallelConfig:
     """Compute the blocks' activations again in the backward pass: a third more work, a fraction of the memory."""
 
     def __post_init__(self) -> None:
-        if self.shards < 1:
-            raise ValueError(f"shards must be at least 1, got {self.shards}.")
+        fields_in_range(self, "shards", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,20 +219,21 @@ class WatchConfig:
     """Peak of the device, of which MFU is a share; None measures it by matrix products, on a CPU there is none."""
 
     def __post_init__(self) -> None:
-        if self.sheet_every < 0 or self.sheet_clips < 1:
-            raise ValueError(
-                f"sheet_every must be at least 0 and sheet_clips at least 1, got {self.sheet_every} and "
-                f"{self.sheet_clips}."
-            )
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops must be positive, got {self.peak_tflops}; leave it out to measure it.")
+        fields_in_range(self, "sheet_every", low=0)
+        fields_in_range(self, "sheet_clips", low=1)
+        if self.peak_tflops is not None:
+            fields_in_range(self, "peak_tflops", low=0, ends="()")
 
 
 FRESH = "fresh"
 """In place of a checkpoint's name: random weights."""
 STAGES = ("autoencoder", "decoder", "transformer", "aetherv1")
 """What can be trained: both autoencoders of our layout, its colour decoder, its transformer; the paper's model."""
+SMALL_STAGES = ("autoencoder", "decoder")
+"""Those without a transformer."""
 WARM_TIMES = ("never", "end", "saves")
+MAX_SEED = 255
+"""The simulator has 2^40 training seeds, and each seed of a run takes 2^32 of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +277,9 @@ class TrainConfig:
     max_bad_steps: int = 20
     """A step whose loss or gradient is not finite is skipped; after so many in a row the run stops with a report."""
     seed: int = 0
-    """Of the weights and of every draw."""
+    """Of the weights and of every draw, 0 to 255: each has scenes of its own, and there are so many."""
     device: str = "cpu"
-    """"cpu" or "cuda" (then one process per GPU under torchrun)."""
+    """"cpu" or "cuda" (then one process per GPU under torchrun); "cuda:1" is one GPU, for a run of one process."""
     compile: bool = False
     """Compile the transformer's blocks or the autoencoders."""
     bf16: bool = False
@@ -285,13 +289,31 @@ class TrainConfig:
         for name, choices in (("stage", STAGES), ("warm", WARM_TIMES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        for name in ("batch_size", "steps", "save_every", "log_every", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes}; leave it out to go by steps.")
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}.")
+        fields_in_range(self, "batch_size", "steps", "save_every", "log_every", "max_bad_steps", low=1)
+        fields_in_range(self, "seed", low=0, high=MAX_SEED)
+        if self.minutes is not None:
+            fields_in_range(self, "minutes", low=0, ends="()")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N' for one GPU, got {self.device!r}.")
+        self._check_stage()
+
+    def _check_stage(self) -> None:
+        """Refuse what the stage would not heed, and what it cannot do without."""
+        if self.watch.sheet_every and self.stage != "transformer":
+            raise ValueError(
+                f"watch.sheet_every must be 0 in the stage {self.stage!r}, got {self.watch.sheet_every}: only the "
+                "stage 'transformer' draws sheets."
+            )
+        if self.parallel.activation_checkpointing and self.stage in SMALL_STAGES:
+            raise ValueError(
+                f"parallel.activation_checkpointing must be off in the stage {self.stage!r}: it is for the blocks of "
+                "transformers; a smaller batch_size saves memory too."
+            )
+        if self.data.sources and self.stage == "aetherv1":
+            raise ValueError(
+                f"data.sources must be empty in the stage 'aetherv1', got {self.data.sources}; aetherv1.sources names "
+                "its clips."
+            )
         if self.stage == "transformer":
             if self.transformer.autoencoder is None:
                 raise ValueError("transformer.autoencoder must name a checkpoint with trained autoencoders.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aether_env.conventions import FRAMES_PER_LATENT
+from training.checks import fields_in_range
 
 SIMULATOR, SHARDS = "simulator", "shards"
 SOURCE_KINDS = (SIMULATOR, SHARDS, "sintel", "scannet")
@@ -101,18 +102,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         for source in self.sources:
             read_source(source)
-        if self.height % 8 or self.width % 8 or min(self.height, self.width) < 16:
-            raise ValueError(
-                f"height and width must be multiples of 8 and at least 16, got {self.height} x {self.width}."
-            )
-        for name in ("chunk_clips", "chunks", "renew_every", "supersample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.workers < 0 or self.fps <= 0 or self.latent_steps < 5:
-            raise ValueError(
-                f"workers must be at least 0, fps positive and latent_steps at least 5, got {self.workers}, {self.fps} "
-                f"and {self.latent_steps}."
-            )
+        # Of sizes and rates a checkpoint takes no others: it would be refused when the run is over.
+        fields_in_range(self, "height", "width", low=16, high=4096)
+        fields_in_range(self, "fps", low=1, high=60)
+        fields_in_range(self, "chunk_clips", "chunks", "renew_every", "supersample", low=1)
+        fields_in_range(self, "latent_steps", low=5)
+        fields_in_range(self, "workers", low=0)
+        if self.height % 8 or self.width % 8:
+            raise ValueError(f"height and width must be multiples of 8, got {self.height} x {self.width}.")
+        if self.family is not None:
+            from aether_env.sim import FAMILIES  # only where it is asked for: --help is quick
+
+            if self.family not in FAMILIES:
+                raise ValueError(f"family must be one of {', '.join(FAMILIES)}, or none, got {self.family!r}.")
         last = self.num_frames - 1 - 16
         bad = [s for s in self.clip_starts if s % FRAMES_PER_LATENT or not 0 <= s <= last]
         if bad or self.clip_starts[:1] != (0,):

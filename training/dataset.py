@@ -1,24 +1,29 @@
 """Batches of clips as a function of their number, so that a run can stop anywhere and go on with the same batches.
 
 What a batch is made of follows from the seed, its number and how many clips of each source went before. From that a
-batch draws, the same on every process: its size bucket, its number of frames and its frame rate. Then the clips of all
-processes are dealt out in one row, of which each process takes its own part:
+batch draws, the same on every process: its size bucket, then its number of frames with its frame rate, then the sources
+of its clips. The clips of all processes are dealt out in one row, of which each process takes its own part:
 
+*   Frames and rate are a pair that some clip of the bucket is long and fast enough for; all such pairs come equally
+    often, and those that no clip suits never. A batch draws from the sources that have such a clip, by their weights.
+    So a source whose clips suit a part of the pairs comes less often than its weight says: in that part of the batches.
 *   Every source deals its clips in epochs, each clip once an epoch. An epoch shuffles the source's shards, and then the
     clips of every few shards among each other, anew each time.
 *   A clip belongs to the size bucket nearest to its aspect, and is cropped and resized to it. Each bucket of a source
     has its own epochs.
 *   The counts are in units of clips and not of batches: a run that goes on with another number of processes goes on in
     the epoch where it was, without leaving out or repeating a clip.
-*   A clip that is damaged, too short or too slow for the batch is replaced by a random one of its source and bucket,
-    and counted in `skipped`. Only so can a clip come twice in an epoch.
+*   A clip that is damaged, too short or too slow for the batch is replaced by a random one of its source and bucket
+    that is long and fast enough, and counted in `skipped`. It has had its turn; only so can a clip come twice in an
+    epoch, or not at all.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,11 +120,12 @@ class Loader(Dataset[Loaded]):
             bad += [str(last)] if last.reason == "damaged" else []
             if buckets is None:
                 raise last
-            members = np.flatnonzero(buckets == plan.bucket)
+            fits = origin.fits(plan.wanted.num_frames, plan.wanted.fps)
+            members = np.flatnonzero((buckets == plan.bucket) & (True if fits is None else fits))
             last = origin.clips([int(members[own.integers(len(members))])], plan.wanted, [own])[0]
         raise ClipError(
             f"{origin.name}: {ATTEMPTS} clips in a row cannot be used for {plan.wanted} ({dict(skipped)}; the last: "
-            f"{last}); give longer or faster clips, or change num_frames and fps.",
+            f"{last}); mend the source or leave it out.",
             "unusable",
         )
 
@@ -132,15 +138,19 @@ class ClipBatches:
         settings: Of the batches.
         rank: Number of this process among all processes of all nodes.
         world_size: How many there are.
+
+    Raises:
+        ValueError: The rank is not one of the processes', or no clip suits the settings.
     """
 
     def __init__(self, mixed: MixedClips, settings: BatchSettings, *, rank: int = 0, world_size: int = 1):
         self.planner = Planner(mixed, settings, rank, world_size)
         self.position = self.planner.start()
         self.skipped: Counter[str] = Counter()
-        """How many clips had to be replaced in this process, by reason."""
-        self.bad: list[str] = list(mixed.problems)
+        """How many clips had to be replaced by this object, by reason; no part of its state."""
+        self.bad: list[str] = []
         """Every damaged shard and clip that was met, and why; those that are known when sources are opened first."""
+        self._warn(mixed.problems)
         self._loaded: Iterator[Loaded] | None = None
 
     def __iter__(self) -> ClipBatches:
@@ -150,7 +160,7 @@ class ClipBatches:
         """Return the next batch.
 
         Raises:
-            ValueError: A source has no clip that suits the settings.
+            ValueError: Clip after clip of a source is damaged.
         """
         if self._loaded is None:
             self._loaded = self._load()
@@ -161,7 +171,7 @@ class ClipBatches:
             raise
         _, self.position = self.planner.plan(self.position)
         self.skipped.update(skipped)
-        self.bad += [problem for problem in dict.fromkeys(bad) if problem not in self.bad]
+        self._warn(bad)
         return batch
 
     def seek(self, step: int) -> None:
@@ -175,13 +185,12 @@ class ClipBatches:
             _, self.position = self.planner.plan(self.position)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the batches are, to be kept as JSON. It is the same on all processes but for `skipped`."""
+        """Return where the batches are, to be kept as JSON. It is the same on all processes."""
         return {
             "seed": self.planner.settings.seed,
             "step": self.position.step,
             "drawn": [list(counts) for counts in self.position.drawn],
             "lengths": self._lengths(),
-            "skipped": dict(self.skipped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,18 +209,23 @@ class ClipBatches:
         if [len(counts) for counts in drawn] != [len(counts) for counts in self.position.drawn]:
             raise ValueError(f"state must be of the same size buckets, here are {self.planner.settings.sizes}.")
         self.close()
-        self.position, self.skipped = Position(int(state["step"]), drawn), Counter(state["skipped"])
+        self.position = Position(int(state["step"]), drawn)
 
     def tell(self) -> None:
-        """Name in the log what was damaged, and count the clips that others took the place of."""
-        for problem in self.bad:
-            logger.warning("left out: %s", problem)
-        if self.skipped:
-            logger.warning("clips replaced by others: %s", dict(self.skipped))
+        """Say in the log how much was damaged and replaced; each damaged shard and clip is named when it is met."""
+        if self.bad or self.skipped:
+            logger.warning("damaged: %d; clips replaced by others: %s", len(self.bad), dict(self.skipped))
 
     def close(self) -> None:
         """End the loading ahead; the next batch begins it again."""
         self._loaded = None
+
+    def _warn(self, problems: Iterable[str]) -> None:
+        known = set(self.bad)
+        for problem in dict.fromkeys(problems):
+            if problem not in known:
+                self.bad.append(problem)
+                logger.warning("left out: %s", problem)
 
     def _lengths(self) -> list[int | None]:
         return [source.length for source in self.planner.mixed.sources]
@@ -227,6 +241,7 @@ class ClipBatches:
                 batch_size=None,
                 num_workers=settings.workers,
                 collate_fn=same,
+                worker_init_fn=ignore_interrupts,
                 pin_memory=settings.pin,
                 generator=torch.Generator(),  # or else it draws from the global one
                 **(workers if settings.workers else {}),
@@ -248,6 +263,11 @@ def as_batch(clips: list[Clip], fps: float) -> ClipBatch:
     rgb = torch.from_numpy(np.ascontiguousarray(np.stack([np.moveaxis(clip.rgb, -1, 1) for clip in clips])))
     names = ("depth", "valid", "moving", "world_from_camera", "intrinsics")
     return ClipBatch(rgb=rgb, fps=fps, names=tuple(clip.name for clip in clips), **{n: stack(n) for n in names})
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let Ctrl-C be the run's to answer: it reaches workers too, which would be missed when the run saves and ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def same(loaded: Any) -> Any:

@@ -64,19 +64,20 @@ class Critic:
             factor: Share of the peak learning rate.
 
         Returns:
-            What to log: the loss, and the shares of patches of either kind that pass for true.
+            What to log: the loss, its gradient's norm, and the shares of patches of either kind that pass for true.
         """
         self.network.requires_grad_(True)
         of_real, of_decoded = self._logits(torch.cat([real, decoded.detach()])).chunk(2)
         loss = critic_loss(of_real, of_decoded)
         loss.backward()
         average_gradients(self.parameters, self.processes)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak_lr * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         passed = {"real_passed": (of_real > 0).float().mean(), "decoded_passed": (of_decoded > 0).float().mean()}
-        return {"critic_loss": loss.detach(), **passed}
+        return {"critic_loss": loss.detach(), "critic_grad_norm": norm, **passed}
 
     def dislike(self, decoded: Tensor) -> Tensor:
         """Return the loss of the decoder: minus the mean logit; the critic itself gets no gradient from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -9,8 +10,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,10 +22,18 @@ from training.checkpointing import newest_run
 from training.config import TrainConfig
 from training.parallelize import Processes
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 EXPORT = "checkpoint"
 LOG, REPORT, CONFIG, ENVIRONMENT = "log.jsonl", "stopped.json", "config.json", "environment.json"
-FREE = ("steps", "minutes", "save_every", "log_every", "max_bad_steps", "warm", "watch", "compile")
-"""Settings that may change when a run goes on; of the data also how many processes load it."""
+LOCK, PROCESSES = ".lock", "processes"
+FREE = ("steps", "minutes", "save_every", "log_every", "max_bad_steps", "warm", "watch", "compile", "parallel")
+"""Settings that may change when a run goes on; of the data also how many processes load it, and the batch of a process
+where their number changes, so that together they take as many samples a step."""
 PACKAGES = (
     "aether-env", "torch", "diffusers", "numpy", "mujoco", "mujoco-warp", "warp-lang", "safetensors", "tensorboard",
 )  # fmt: skip
@@ -47,8 +58,13 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def check_folder(config: TrainConfig, run_dir: Path) -> None:
+def check_folder(config: TrainConfig, run_dir: Path, world_size: int = 1) -> None:
     """Refuse a folder that holds another run; what is in `FREE` may change.
+
+    Args:
+        config: Of the run.
+        run_dir: Its folder.
+        world_size: Processes that are to go on with it.
 
     Raises:
         ValueError: It does.
@@ -62,15 +78,69 @@ def check_folder(config: TrainConfig, run_dir: Path) -> None:
     for settings in (before, now):
         for part in ("data", "aetherv1"):
             settings.get(part, {}).pop("workers", None)
+    earlier = before.get(PROCESSES, world_size)
+    batch, wanted = now.pop("batch_size") * world_size, before.pop("batch_size") * earlier
+    if batch != wanted:
+        raise ValueError(
+            f"{run_dir} holds a run of {wanted} samples a step, got batch_size {config.batch_size} on {world_size} "
+            "processes; let them take as many together, or choose another folder."
+        )
     changed = [name for name in now if name not in FREE and now[name] != before.get(name)]
     if changed:
         raise ValueError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder.")
 
 
-def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Write config.json."""
+def write_config(config: TrainConfig, run_dir: Path, world_size: int = 1) -> None:
+    """Write config.json: the settings, and beside them how many processes share the batch."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / CONFIG, json.dumps(describe(config), indent=2))
+    write_text(run_dir / CONFIG, json.dumps(describe(config) | {PROCESSES: world_size}, indent=2))
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Keep the folder for one training; the system frees it when that is killed.
+
+    Systems without such locks are trusted.
+
+    Raises:
+        ValueError: Another process trains there.
+    """
+    if fcntl is None:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / LOCK
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(
+                f"another process trains in {run_dir}; wait for its end, or choose another folder."
+            ) from error
+        except OSError:  # a file system without locks
+            break
+        # Whoever held it before may have removed it in between.
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def check_unclaimed(run_dir: Path) -> None:
+    """Refuse a folder in which another process trains; nothing is made there.
+
+    Raises:
+        ValueError: It does.
+    """
+    if (run_dir / LOCK).exists():
+        with claimed(run_dir):
+            pass
 
 
 def record_start(config: TrainConfig, run_dir: Path, processes: Processes, step: int) -> None:

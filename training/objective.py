@@ -210,6 +210,7 @@ class Walkers:
         """Undo `state_dict`."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
+        self.dreamt = finite_or(self.dreamt, self._truth())
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Return the next step of every walk."""
@@ -226,13 +227,17 @@ class Walkers:
         generator: torch.Generator,
         dream: bool,
     ) -> None:
-        """Dream the step that `batch` asks for (or take the truth), and begin anew where a walk has ended."""
+        """Dream the step that `batch` asks for (or take the truth), and begin anew where a walk has ended.
+
+        Where a dream is not finite the walk keeps the truth, or it would spoil every step after this one.
+        """
         latents = batch.target
         if dream:
             noise = torch.randn(latents[:, -1:].shape, generator=generator, device=latents.device)
             details = step_detail(detail, self.step - 1)
             latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), details)
-        self.dreamt[torch.arange(self.size, device=latents.device), self.step] = latents[:, -1, : RAY.start].float()
+        new = finite_or(latents[:, -1, : RAY.start].float(), batch.target[:, -1, : RAY.start])
+        self.dreamt[torch.arange(self.size, device=latents.device), self.step] = new
         self.step += 1
         ended = self.step >= self.dreamt.shape[1]
         self.begin(ended, generator)
@@ -251,7 +256,8 @@ class Walkers:
         noise = torch.randn(batch.target[:, -1:].shape, generator=generator, device=rows.device)
         dreamt = denoise(predict_clean, scheduler, batch.window, noise, [1.0])[:, -1, DISPARITY]
         before = self.dreamt[chosen, 0, DISPARITY]
-        self.dreamt[chosen, 0, DISPARITY] = torch.where(blind[chosen][:, None, None, None], dreamt.float(), before)
+        dreamt = finite_or(dreamt.float(), before)
+        self.dreamt[chosen, 0, DISPARITY] = torch.where(blind[chosen][:, None, None, None], dreamt, before)
 
     def begin(self, which: Tensor, generator: torch.Generator) -> None:
         """Start the given walks anew, each in another clip."""
@@ -264,6 +270,11 @@ class Walkers:
         bank, layout, rows = self.sampler.bank, self.sampler.layout, self.rows[:, None]
         colour, disparity = bank.colour[rows, layout.walk_colour], bank.disparity[rows, layout.walk_disparity]
         return torch.cat([colour.float(), disparity.float()], dim=2)
+
+
+def finite_or(dream: Tensor, truth: Tensor) -> Tensor:
+    """Return latents (..., C, h, w): each dream that is finite everywhere, the truth of the others; without a wait."""
+    return torch.where(dream.isfinite().all(dim=-1).all(dim=-1).all(dim=-1)[..., None, None, None], dream, truth)
 
 
 def noise_levels(generator: torch.Generator, pure_share: Tensor) -> Tensor:

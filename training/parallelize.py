@@ -86,15 +86,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return norm
 
 
-def average_number(value: float, processes: Processes) -> float:
-    """Return the mean of a number over the processes."""
-    if processes.world_size == 1:
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=processes.device)
-    dist.all_reduce(tensor)
-    return float(tensor) / processes.world_size
-
-
 def average_tensor(value: Tensor, processes: Processes) -> Tensor:
     """Return the mean of a tensor over the processes."""
     if processes.world_size == 1:

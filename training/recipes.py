@@ -125,7 +125,7 @@ def mini_1gpu() -> TrainConfig:
 def mini_4gpu() -> TrainConfig:
     """Return the transformer of `mini` on four GPUs of one host: four times the samples at each step."""
     one = mini_1gpu()
-    # A quarter of the bank in each process: together they hold as many clips. The rates rise with the square root.
+    # Half of the bank in each process: together they hold twice as many clips. The rate rises with the square root.
     return replace(
         one,
         data=replace(one.data, chunks=16, workers=8),

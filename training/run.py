@@ -61,7 +61,7 @@ class Run:
 
     Args:
         config: Of the run.
-        run_dir: Its folder; the newest checkpoint there is loaded, else `config.warm_start` if it is a warm folder.
+        run_dir: Its folder; its newest whole checkpoint is loaded, else `config.warm_start` if it is a warm folder.
         model: What is trained, sharded or not, on the device of `processes`.
         processes: All processes.
         flops_per_sample: Of the model, forward and backward, for MFU; None if nobody counted.
@@ -89,10 +89,8 @@ class Run:
         self.bad = torch.zeros((), device=processes.device)
         """0-dim on the device: 1 if the last step was skipped."""
         self.began = time.monotonic()
-        newest = self.checkpoints.newest()
-        if newest is not None:
-            self._load(newest)
-        elif config.warm_start is not None and (warm := find_warm(config.warm_start)) is not None:
+        resumed = self._resume()
+        if not resumed and config.warm_start is not None and (warm := find_warm(config.warm_start)) is not None:
             begin_with(warm, self.model, self.average, self.parameters)
         if processes.rank == 0:
             trim_log(run_dir / LOG, self.step)
@@ -147,6 +145,9 @@ class Run:
     ) -> None:
         """Call `advance(progress)` until the run is done; log, save and draw on the way.
 
+        A checkpoint that is due after a bad step is left out. After a signal and at the end one is written all the
+        same: its weights are those before the bad steps.
+
         Args:
             advance: Takes one step and returns what to log.
             extra: What a checkpoint keeps beside model and optimizers, the same on every process.
@@ -178,7 +179,9 @@ class Run:
         if self.step % config.log_every == 0:
             self._write_log()
         if self.step % config.save_every == 0 and self.progress < 1.0:
-            self._save(extra, own)
+            self._write_log()
+            if not self.bad_in_a_row:  # what spoiled the step may be in what would be saved
+                self._save(extra, own)
         if sheet is not None and config.watch.sheet_every and self.step % config.watch.sheet_every == 0:
             weights = self.averaged_weights()
             if self.processes.rank == 0:
@@ -219,16 +222,20 @@ class Run:
         average = dict(zip(self.names, self.average.average, strict=True))
         return training_state(self.model, self.optimizers) | {"average": average}
 
-    def _load(self, folder: Path) -> None:
-        template = self._state() | dict.fromkeys(("extra", "numbers", OWN))
-        self.step, state = self.checkpoints.load(folder, template)
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint; return False if there is none."""
+        if self.checkpoints.newest() is None:
+            return False
+        loaded = self.checkpoints.load_newest(self._state() | dict.fromkeys(("extra", "numbers", OWN)))
+        assert loaded is not None
+        self.step, state = loaded
         load_training_state(self.model, self.optimizers, state)
         self.average.average = [state["average"][name] for name in self.names]
         self.extra, self.own, numbers = state["extra"], state.get(OWN, {}), state["numbers"]
         self.skipped, self.bad_in_a_row = numbers["skipped"], numbers["bad_in_a_row"]
         self.average.head_start = numbers["head_start"]
         self.began = time.monotonic() - numbers["seconds"]
-        logger.info("resumed %s at step %d", folder, self.step)
+        return True
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

@@ -132,6 +132,10 @@ class MixedChunk:
 class MixedSource:
     """Chunks by number of clips from several sources: recorded, annotated, rendered.
 
+    A chunk is a function of its number, the process and how many processes there are, and of nothing before it. So a
+    run goes on with the same chunks on as many processes. On another number it goes on elsewhere in the row of clips,
+    as if it had run on that number from the start: some clips of that epoch come once more, or not before the next.
+
     Args:
         config: Of the clips; all are brought to its size, rate and length.
         mixed: The sources.

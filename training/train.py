@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +21,12 @@ from typing import Annotated
 
 import tyro
 
-from training.config import TrainConfig
+from training.config import SMALL_STAGES, TrainConfig
 from training.recipes import RECIPES
 
 BAD_SETTINGS_CODE = 2
+WRONG_WEIGHTS = "Error(s) in loading state_dict"
+"""So PyTorch begins where weights are of another architecture; then it lists them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,39 @@ def _first_sentence(box: str) -> str:
     return re.sub(r"^(Error parsing )?(config[.:] ?)?", "", " ".join(said))
 
 
+def check_command(config: TrainConfig) -> None:
+    """Refuse what depends on the processes and on the disk; costs nothing.
+
+    Raises:
+        ValueError: All processes would share one GPU, or a stage without a transformer begins with a checkpoint.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and config.device not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device must be 'cuda' for {processes} processes, got {config.device!r}: each takes a GPU of its own; "
+            "CUDA_VISIBLE_DEVICES says which."
+        )
+    if config.warm_start is None or config.stage not in SMALL_STAGES:
+        return
+    from training.warm import find_warm
+
+    if find_warm(config.warm_start) is None:
+        way = "; a checkpoint goes into decoder.autoencoder." if config.stage == "decoder" else "."
+        raise ValueError(
+            f"warm_start must be a run or its folder warm/ in the stage {config.stage!r}, got {config.warm_start!r}"
+            f"{way}"
+        )
+
+
+def _refused(error: Exception) -> SystemExit:
+    """Say in one line what cannot work; returns what ends the process."""
+    said = " ".join(str(error).split())
+    if said.startswith(WRONG_WEIGHTS):
+        said = f"weights do not fit the model: {textwrap.shorten(said, 240, placeholder=' ...')}"
+    print(f"error: {said}", file=sys.stderr)
+    return SystemExit(BAD_SETTINGS_CODE)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit codes: 2 impossible settings, 3 too many bad steps, 130 and 143 stopped by a signal."""
     try:
@@ -88,16 +125,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from training.run import RunStopped  # after --help: PyTorch takes seconds
         from training.trainer import check_run, train
 
+        check_command(command.config)
         check_run(command.config, run_dir)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(BAD_SETTINGS_CODE) from error
+        raise _refused(error) from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         folder = train(command.config, run_dir)
     except RunStopped as stop:
         logging.error("%s", stop)
         raise SystemExit(stop.code) from stop
+    except ValueError as error:  # what shows only when things are opened: torn shards, a damaged warm folder
+        raise _refused(error) from error
+    except RuntimeError as error:
+        if not str(error).startswith(WRONG_WEIGHTS):
+            raise
+        raise _refused(error) from error
     logging.info("checkpoint in %s", folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -31,12 +32,12 @@ from aether_env.world_model.latents import CELL
 from aether_env.world_model.network import PROMPT_DIM, CleanPrediction, build_transformer
 from aether_env.world_model.own_clips import OwnClips
 from training.aetherv1_stage import check_aetherv1_stage, open_sources, train_aetherv1
-from training.checkpointing import rng_for
+from training.checkpointing import newest_run, rng_for
 from training.config import FRESH, TrainConfig
 from training.data_config import check_sources
 from training.decoded import decoded_loss
 from training.discriminator import Critic, PatchDiscriminator
-from training.folder import EXPORT, check_folder, write_config
+from training.folder import EXPORT, check_folder, check_unclaimed, claimed, write_config
 from training.losses import reconstruction_loss, rgb_gradient_energy
 from training.objective import Sampler, Walkers, stage1_loss
 from training.optimizer import begin_adamw, kept_state, rate_factor
@@ -69,17 +70,18 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
         The folder of the exported checkpoint.
 
     Raises:
-        ValueError: See `check_run`.
+        ValueError: See `check_run`; or another process trains in the folder.
         RunStopped: By a signal or too many bad steps.
     """
     check_run(config, run_dir)
     processes = join_processes(config.device)
     try:
-        if processes.rank == 0:
-            write_config(config, run_dir)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        return STAGES[config.stage](config, run_dir, processes)
+        with claimed(run_dir) if processes.rank == 0 else contextlib.nullcontext():
+            if processes.rank == 0:
+                write_config(config, run_dir, processes.world_size)
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+            return STAGES[config.stage](config, run_dir, processes)
     finally:
         leave_processes(processes)
 
@@ -88,16 +90,20 @@ def check_run(config: TrainConfig, run_dir: Path) -> None:
     """Refuse what cannot work here, before anything is built.
 
     Raises:
-        ValueError: The folder holds another run, the device is not there, the processes cannot be divided so, or a
-            checkpoint is missing.
+        ValueError: The folder holds another run, or one that is going on; the device is not there, the processes cannot
+            be divided so, or a checkpoint is missing.
     """
-    check_folder(config, run_dir)
+    world_size, shards = int(os.environ.get("WORLD_SIZE", "1")), config.parallel.shards
+    check_folder(config, run_dir, world_size)
+    if os.environ.get("RANK", "0") == "0":  # the others may come when the first process has already claimed it
+        check_unclaimed(run_dir)
     check_device(config.device)
-    shards = config.parallel.shards
-    check_shards(shards, int(os.environ.get("WORLD_SIZE", "1")), config.optimizer.muon_lr)
+    check_shards(shards, world_size, config.optimizer.muon_lr)
     if shards > 1 and config.stage in ("autoencoder", "decoder"):
         raise ValueError(f"parallel.shards must be 1 in the stage {config.stage!r}, got {shards}.")
     check_sources(config.data.sources)
+    if newest_run(run_dir) is not None:  # what the run began with may be gone
+        config = dataclasses.replace(config, warm_start=None)
     if config.stage == "aetherv1":
         check_aetherv1_stage(config)
         return
@@ -214,7 +220,7 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
         with torch.no_grad():
             mse = ((decoded.clamp(-1, 1) - video) ** 2).mean()
             sharpness = rgb_gradient_energy(decoded) / rgb_gradient_energy(video)
-        norm = run.descend(loss, progress, record["critic_loss"])
+        norm = run.descend(loss, progress, record["critic_loss"], record["critic_grad_norm"])
         before.put_back(run.bad)
         psnr = 10 * torch.log10(4.0 / mse)
         return {"loss": loss.detach(), "psnr": psnr, "sharpness": sharpness, "grad_norm": norm, **record}
@@ -240,7 +246,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     """Train the transformer: stage 1, and with `stage2` stage 2."""
     device, data, stage, parallel = processes.device, config.data, config.transformer, config.parallel
     transformer: Any = _seeded(config.seed, lambda: build_transformer(data.height, data.width, **stage.architecture))
-    if config.warm_start is not None and find_warm(config.warm_start) is None:
+    if config.warm_start is not None and newest_run(run_dir) is None and find_warm(config.warm_start) is None:
         transformer.load_state_dict(load_checkpoint(config.warm_start).transformer.state_dict())
     watched = device.startswith("cuda") or config.watch.peak_tflops is not None
     flops = flops_per_window(config, transformer) if watched else None
@@ -252,7 +258,8 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     run = Run(config, run_dir, transformer, processes, flops)
     source = _source(config, processes)
     colour, disparity = _autoencoders(config, processes, source)
-    bank = LatentBank(data, colour, disparity, device, source, max(run.step - 1, 0) // data.renew_every)
+    with run.watch.waiting():
+        bank = LatentBank(data, colour, disparity, device, source, max(run.step - 1, 0) // data.renew_every)
     sampler, sizes = Sampler(bank, stage), stage.windows(config.batch_size)
     walkers = Walkers(sampler, sizes["walker"], run.generator(salt=7))
     if run.own:  # with another number of processes the walks begin anew

@@ -18,6 +18,8 @@ from aether_env.paths import walk_path
 from aether_env.world_model.pipeline import AetherPipeline
 from aether_env.world_model.result import VideoResult
 
+pytestmark = pytest.mark.usefixtures("small_videos")
+
 HEIGHT, WIDTH = 16, 24
 
 

@@ -44,10 +44,10 @@ def test_the_demo_walks_into_a_picture_of_ones_own(tiny_checkpoint, tmp_path, ca
 
 @pytest.mark.slow
 def test_the_demo_shows_the_truth_beside_the_dream(tiny_checkpoint, tmp_path, capsys):
-    load_demo().main(out=tmp_path / "out", model=str(tiny_checkpoint))
+    load_demo().main(out=tmp_path / "out", model=str(tiny_checkpoint), steps=6)
     assert written(tmp_path / "out") == FILES
     video = iio.imread(tmp_path / "out" / "walk.mp4")
-    assert len(video) == 97
+    assert len(video) == 25
     # Both begin with the same picture, so that the halves of the first frame are alike.
     dream, truth = np.split(video[0].astype(int), 2, axis=0)
     middle = dream.shape[1] // 2
@@ -56,15 +56,24 @@ def test_the_demo_shows_the_truth_beside_the_dream(tiny_checkpoint, tmp_path, ca
     assert "no scale" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
-def test_a_bad_picture_is_one_clear_line(tmp_path, content):
+def assert_one_clear_line(error: str) -> None:
+    assert error.count("\n") == 1 and error.startswith("error: image") and "mine.png" in error
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_bad_picture_is_one_clear_line(tmp_path, capsys, content):
     image = tmp_path / "mine.png"
-    if content is not None:
-        image.write_bytes(content)
+    image.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        load_demo().main(image=image, out=tmp_path / "out")
+    assert end.value.code == 2 and not (tmp_path / "out").exists()
+    assert_one_clear_line(capsys.readouterr().err)
+
+
+def test_a_missing_picture_is_one_clear_line_of_the_command(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(DEMO), "--image", str(image), "--out", str(tmp_path / "out")],
+        [sys.executable, str(DEMO), "--image", str(tmp_path / "mine.png"), "--out", str(tmp_path / "out")],
         capture_output=True, text=True, env={"PYTHONPATH": str(DEMO.parents[1])}, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: image") and "mine.png" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert_one_clear_line(done.stderr)

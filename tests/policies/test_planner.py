@@ -42,7 +42,7 @@ def test_a_plan_is_seventeen_frames_with_a_path_from_where_the_camera_is(planner
     np.testing.assert_array_equal(plan.goal_pose, plan.path.world_from_camera[-1])
 
 
-def test_a_plan_is_what_the_pipeline_plans_and_can_be_kept_like_any_result(planner, pair, tmp_path):
+def test_a_plan_is_what_the_pipeline_plans_and_can_be_kept_like_any_result(planner, pair, tmp_path, small_videos):
     plan, result = planner.plan(*pair, seed=2), planner.pipeline.plan(*pair, seed=2)
     for field in fields(VideoResult):
         if field.name != "path":

@@ -19,7 +19,7 @@ from aether_env.world_model.aetherv1_clips import AetherV1Clips
 from aether_env.world_model.conditions import COLOUR, TARGET_CHANNELS
 from training import aetherv1_stage
 from training.aetherv1_objective import AetherV1Objective
-from training.aetherv1_stage import decoded_loss, flops_per_clip
+from training.aetherv1_stage import decoded_loss, draw_part, flops_per_clip
 from training.clips import Clip
 from training.config import (
     AetherV1Config,
@@ -290,7 +290,7 @@ def test_stage_2_is_a_loss_more_of_the_same_draws_and_changes_what_is_learned(wh
 
 def test_the_decoded_losses_reach_every_weight_of_the_transformer_and_none_of_the_autoencoder():
     objective, *rest = asked(stage_2(share=1.0))
-    decoded_loss(objective, *rest)[0].backward()
+    decoded_loss(objective, *rest, torch.Generator())[0].backward()
     parts = objective.parts
     assert not [name for name, p in parts.transformer.named_parameters() if p.grad is None or not p.grad.any()]
     assert all(p.grad is None for p in parts.vae.parameters())
@@ -298,7 +298,7 @@ def test_the_decoded_losses_reach_every_weight_of_the_transformer_and_none_of_th
 
 def test_the_clips_with_the_least_noise_are_decoded():
     objective, batch, sample, answer, stage = asked(stage_2(share=0.5), seeds=(1, 3))
-    loss, _ = decoded_loss(objective, batch, sample, answer, stage)
+    loss, _ = decoded_loss(objective, batch, sample, answer, stage, torch.Generator())
     (gradient,) = torch.autograd.grad(loss, answer.velocity)
     least = int(answer.levels.share.argmin())
     assert gradient[least].any() and not gradient[1 - least].any()
@@ -307,12 +307,43 @@ def test_the_clips_with_the_least_noise_are_decoded():
 def test_a_perfect_answer_has_no_decoded_loss_and_unknown_depth_says_nothing():
     objective, batch, sample, answer, stage = asked(stage_2(share=1.0, level_power=0.0))
     perfect = replace(answer, velocity=answer.wanted)
-    loss, parts = decoded_loss(objective, batch, sample, perfect, stage)
-    worse, _ = decoded_loss(objective, batch, sample, answer, stage)
+    loss, parts = decoded_loss(objective, batch, sample, perfect, stage, torch.Generator())
+    worse, _ = decoded_loss(objective, batch, sample, answer, stage, torch.Generator())
     assert loss < 0.01 * worse
     unknown = replace(batch, valid=torch.zeros_like(batch.valid))
-    _, parts = decoded_loss(objective, unknown, sample, answer, stage)
+    _, parts = decoded_loss(objective, unknown, sample, answer, stage, torch.Generator())
     assert parts["decoded_depth"] == parts["decoded_points"] == 0 < parts["decoded_colour"]
+
+
+def test_parts_lie_anywhere_alike_inside_and_are_the_whole_where_that_is_smaller():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_part((10, 12), (64, 80), generator) for _ in range(400)]
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in drawn} == {(8, 10)}
+    firsts = np.array([(rows.start, columns.start) for rows, columns in drawn])
+    assert (np.bincount(firsts[:, 0]) > 100).all() and np.bincount(firsts[:, 0]).shape == (3,)
+    assert (np.bincount(firsts[:, 1]) > 100).all() and np.bincount(firsts[:, 1]).shape == (3,)
+    assert draw_part((4, 6), (128, 192), generator) == [slice(0, 4), slice(0, 6)]
+
+
+def test_of_larger_pictures_a_part_is_judged_where_it_lies():
+    """Change the answer and the known depth outside of the part: nothing changes; inside: the loss does."""
+    clips = [make_clip(seed).fitted(64, 96) for seed in (0, 1)]
+    stage = replace(stage_2(share=1.0, level_power=0.0), decoded_size=(64, 64))
+    objective, batch, sample, answer, stage = asked(stage, batch_of(*clips))
+    _, columns = draw_part((8, 12), (64, 64), torch.Generator().manual_seed(4))
+    assert columns == slice(4, 12)
+
+    def judged(valid, velocity):
+        given = replace(batch, valid=valid), sample, replace(answer, velocity=velocity), stage
+        return decoded_loss(objective, *given, torch.Generator().manual_seed(4))[0].detach()
+
+    inside = torch.zeros(12, dtype=torch.bool)
+    inside[columns] = True
+    pixels = inside.repeat_interleave(8)
+    loss = judged(batch.valid, answer.velocity)
+    assert judged(batch.valid & pixels, torch.where(inside, answer.velocity, 9.0)) == loss
+    assert judged(batch.valid & ~pixels, answer.velocity) != loss
+    assert judged(batch.valid, torch.where(inside, 9.0, answer.velocity)) != loss
 
 
 # --- mistakes

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from training.checkpointing import OWN, Checkpoints, load_training_state, training_state
+from training.checkpointing import OWN, Checkpoints, load_training_state, rng_for, training_state
 from training.parallelize import Processes
 
 ALONE = Processes(rank=0, world_size=1, device="cpu")
@@ -86,6 +88,59 @@ def test_a_step_saved_again_replaces_the_first(tmp_path):
     again.save(1, {"a": value(5)})
     assert again.load(again.newest(), {"a": None})[1]["a"].tolist() == value(5).tolist()
     assert names(tmp_path) == ["step_00000001"]
+
+
+def test_what_was_loaded_is_not_written_again(tmp_path):
+    saved(tmp_path, 1)
+    again = Checkpoints(tmp_path, ALONE)
+    again.load(again.newest(), {"a": None})
+    again.save(1, {"a": value(5)})
+    assert again.load(again.newest(), {"a": None})[1]["a"].tolist() == value(1).tolist()
+
+
+@pytest.mark.parametrize(("place", "kept"), [((Path, "rename"), 1), ((shutil, "rmtree"), 5)])
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_one(tmp_path, monkeypatch, place, kept):
+    saved(tmp_path, 1)
+    again, true = Checkpoints(tmp_path, ALONE), getattr(*place)
+
+    def killed(path, *arguments, **keywords):
+        if path.name.startswith("."):  # the new one on its way to its name, or the old one on its way out
+            raise RuntimeError("killed")
+        return true(path, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, killed)
+        again.save(1, {"a": value(5)})
+        with pytest.raises(RuntimeError, match="killed"):
+            again.wait()
+    assert len(names(tmp_path)) == 2
+    after = Checkpoints(tmp_path, ALONE)
+    assert names(tmp_path) == ["step_00000001"]
+    assert after.load(after.newest(), {"a": None})[1]["a"].tolist() == value(kept).tolist()
+
+
+def test_a_checkpoint_whose_removal_was_cut_off_does_not_come_back(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, ALONE, keep=1)
+
+    def killed(path, **_):
+        if path.exists():
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        checkpoints.save(2, {"a": value(2)})
+        with pytest.raises(RuntimeError, match="killed"):
+            checkpoints.wait()
+    assert len(names(tmp_path)) == 2
+    Checkpoints(tmp_path, ALONE)
+    assert names(tmp_path) == ["step_00000002"]
+
+
+def test_every_step_of_every_rank_draws_its_own_numbers():
+    triples = [(seed, step, rank) for seed in (0, 1) for step in range(3) for rank in range(1500)]
+    seeds = {rng_for(*triple, "cpu").initial_seed() for triple in triples}
+    assert len(seeds) == len(triples) and 0 <= min(seeds) and max(seeds) < 1 << 62
 
 
 def test_a_half_written_checkpoint_is_never_picked_up_and_goes(tmp_path):

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from aether_env.camera import se3_exp
 from aether_env.sim import split_of
 from training.batch_plan import BatchSettings, Planner, Position, epoch_order
 from training.clip_sources import ClipSource, FolderClips, MixedClips, ShardClips, SimulatorClips
-from training.clips import Clip, ClipError, check_clip
+from training.clips import Clip, ClipError, check_clip, random_window
 from training.dataset import ClipBatch, ClipBatches
 from training.evaluation.datasets import LabelledVideo
 from training.shards import write_shards
@@ -43,10 +46,18 @@ def make_clip(number: int, frames: int = 9, height: int = 6, width: int = 8, fps
 class Numbers(ClipSource):
     """An honest source without pixels worth the name: clips that are their number."""
 
-    def __init__(self, length: int | None, groups: list[int] | None = None, size: tuple[int, int] | None = None):
-        self.name, self.length, self._groups, self._size = "numbers", length, groups, size
+    def __init__(
+        self,
+        length: int | None,
+        groups: list[int] | None = None,
+        size: tuple[int, int] | None = None,
+        spans: list[tuple[int, float]] | None = None,
+    ):
+        self.name, self.length, self._groups, self._size, self._spans = "numbers", length, groups, size, spans
 
     def clip(self, index, num_frames, fps, height, width, generator):
+        if self._spans is not None:
+            random_window(*self._spans[index], num_frames, fps, generator)
         clip = make_clip(index % 251, num_frames, height, width, fps)
         return replace(clip, name=str(index))
 
@@ -55,6 +66,9 @@ class Numbers(ClipSource):
 
     def sizes(self):
         return None if self.length is None or self._size is None else np.tile(self._size, (self.length, 1))
+
+    def spans(self):
+        return None if self._spans is None else np.array(self._spans, np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +149,61 @@ def test_sources_frames_and_rates_come_as_often_as_they_should():
     for source, share in enumerate((0.6, 0.3, 0.1)):
         assert abs(sources[source] - share * 4 * steps) < 4 * np.sqrt(share * (1 - share) * 4 * steps)
     assert at.drawn == tuple((sources[source],) for source in range(3))
+
+
+SINTEL, SCANNET = [(50, 24.0)] * 23, [(90, 10.0)] * 40
+
+
+def can_give(span: tuple[int, float], num_frames: int, fps: float) -> bool:
+    """Say whether a clip has `num_frames` different frames that are nearest in time, by looking at each time."""
+    frames, own_fps = span
+    shown = [int(t / fps * own_fps + 0.5) for t in range(num_frames)]
+    return len(set(shown)) == num_frames and shown[-1] < frames
+
+
+def test_frames_and_rates_are_drawn_among_those_that_clips_have_and_from_sources_that_have_them():
+    sources = [Numbers(len(spans), spans=spans) for spans in (SINTEL, SCANNET)]
+    planner = Planner(MixedClips([(sources[0], 1.0), (sources[1], 3.0)]), BatchSettings(batch_size=4, seed=1))
+    given_by = {pair: [can_give(spans[0], *pair) for spans in (SINTEL, SCANNET)] for pair in planner.settings.pairs}
+    assert [sum(gives) for gives in zip(*given_by.values(), strict=True)] == [10, 8]
+    at, drawn, steps = planner.start(), Counter(), 2000
+    for _ in range(steps):
+        plan, at = planner.plan(at)
+        drawn.update((plan.wanted.num_frames, plan.wanted.fps, deal.source) for deal in plan.deals)
+    expected = {pair: 4 * steps / sum(map(any, given_by.values())) for pair in given_by if any(given_by[pair])}
+    for pair, gives in given_by.items():
+        seen = [drawn[*pair, source] for source in (0, 1)]
+        assert [count > 0 for count in seen] == gives
+        if any(gives):
+            assert abs(sum(seen) - expected[pair]) < 4 * 4 * np.sqrt(expected[pair] / 4)
+        if all(gives):
+            assert abs(seen[1] / sum(seen) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / sum(seen))
+
+
+def test_a_mix_of_long_slow_and_short_clips_goes_on_for_ever_and_from_anywhere():
+    mixed = MixedClips(
+        [(Numbers(401, spans=[(50, 24.0), *[(4, 24.0)] * 400]), 1.0), (Numbers(4, spans=SCANNET[:4]), 1.0)]
+    )
+    config = BatchSettings(batch_size=2, sizes=((6, 8),), seed=3)
+    run, batches, states = ClipBatches(mixed, config), [], []
+    for _ in range(40):
+        states.append(json.loads(json.dumps(run.state_dict())))
+        batches.append(next(run))
+    assert run.skipped["too short"] > 0
+    for step in (1, 17, 39):
+        other = ClipBatches(mixed, config)
+        other.load_state_dict(states[step])
+        assert_batches_equal(next(other), batches[step])
+
+
+def test_a_bucket_whose_clips_suit_nothing_is_never_drawn_and_a_source_that_suits_nothing_is_named(caplog):
+    wide, tall = [Numbers(3, size=size, spans=[(frames, 24.0)] * 3) for size, frames in (((6, 8), 9), ((8, 6), 90))]
+    planner = Planner(MixedClips([(wide, 9.0), (tall, 1.0)]), BatchSettings(sizes=((6, 8), (8, 6))))
+    assert "never drawn from" in caplog.text and "numbers has at most 9 frames and 24 a second" in caplog.text
+    at = planner.start()
+    for _ in range(50):
+        plan, at = planner.plan(at)
+        assert (plan.bucket, plan.deals[0].source) == (1, 1)
 
 
 def test_a_clip_goes_to_the_bucket_nearest_to_its_aspect_and_weights_hold_over_all_buckets():
@@ -241,6 +310,19 @@ def test_workers_change_neither_order_nor_state_and_the_global_generator_stays(f
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_interrupt_is_left_to_the_run_and_its_workers_live_on(folder):
+    mixed = MixedClips([(ShardClips(folder), 1.0)])
+    inline, ahead = ClipBatches(mixed, SMALL), ClipBatches(mixed, replace(SMALL, workers=1, ahead=1))
+    assert_batches_equal(next(ahead), next(inline))
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:  # as a terminal does it to all processes of a run
+        os.kill(worker.pid, signal.SIGINT)
+    for _ in range(4):  # more than were loaded ahead
+        assert_batches_equal(next(ahead), next(inline))
+    ahead.close()
+
+
 def test_a_state_of_other_clips_is_refused(mixed, folder):
     state = ClipBatches(mixed, SMALL).state_dict()
     for other, config in (
@@ -266,7 +348,7 @@ def test_a_batch_that_failed_is_the_next_one_again(mixed, monkeypatch):
 # ---------------------------------------------------------------- clips that cannot be used
 
 
-def test_damaged_shards_are_skipped_counted_and_named_and_the_rest_is_dealt(tmp_path):
+def test_damaged_shards_are_skipped_counted_and_named_and_the_rest_is_dealt(tmp_path, caplog):
     paths = write_shards(tmp_path, map(make_clip, range(12)), clips_per_shard=4)
     content = bytearray(paths[0].read_bytes())
     content[content.index(b"world_from_camera")] ^= 1  # of the first clip: its JSON is whole, so only reading finds it
@@ -275,6 +357,7 @@ def test_damaged_shards_are_skipped_counted_and_named_and_the_rest_is_dealt(tmp_
     mixed = MixedClips([(ShardClips(tmp_path), 1.0)])
     run = ClipBatches(mixed, SMALL)
     assert len(run.bad) == 1 and paths[1].name in run.bad[0] and "cut off" in run.bad[0]
+    assert [record.getMessage() for record in caplog.records] == [f"left out: {run.bad[0]}"]
     length = mixed.sources[0].length
     assert length is not None and 8 <= length < 12
     names = Counter(name for _ in range(3 * length) for name in next(run).names)  # six epochs
@@ -282,9 +365,13 @@ def test_damaged_shards_are_skipped_counted_and_named_and_the_rest_is_dealt(tmp_
     assert 6 <= run.skipped["damaged"] < 12, "once an epoch, and when it is drawn in its own place"
     assert min(names[f"clip {i}"] for i in (1, 2, 3, 8, 9, 10, 11)) >= 6
     assert len(run.bad) == 2 and paths[0].name in run.bad[1]
+    assert [record.getMessage() for record in caplog.records] == [f"left out: {problem}" for problem in run.bad]
     other = ClipBatches(mixed, SMALL)
     other.load_state_dict(json.loads(json.dumps(run.state_dict())))
-    assert other.skipped == run.skipped
+    assert not other.skipped, "what one process replaced is not what the others did"
+    caplog.clear()
+    run.tell()
+    assert caplog.messages == [f"damaged: 2; clips replaced by others: {dict(run.skipped)}"]
 
 
 def test_short_and_slow_clips_are_replaced_and_counted_by_reason(tmp_path):
@@ -298,8 +385,20 @@ def test_short_and_slow_clips_are_replaced_and_counted_by_reason(tmp_path):
 
 def test_a_source_that_suits_no_setting_stops_with_the_reason(tmp_path):
     write_shards(tmp_path, [make_clip(0), make_clip(1)])
-    run = ClipBatches(MixedClips([(ShardClips(tmp_path), 1.0)]), replace(SMALL, num_frames=(17,), fps=(12.0,)))
-    with pytest.raises(ClipError, match="has 9 frames, 17 at 12"):
+    mixed = MixedClips([(ShardClips(tmp_path), 1.0)])
+    with pytest.raises(
+        ValueError, match="none can give 3 at 24, 17 at 24 .* at most 9 frames and 12 a second"
+    ) as error:
+        ClipBatches(mixed, replace(SMALL, num_frames=(3, 17), fps=(24.0,)))
+    assert type(error.value) is ValueError
+
+
+def test_a_source_whose_clips_are_all_damaged_stops_with_the_reason(tmp_path):
+    write_shards(tmp_path, [make_clip(0), make_clip(1)])
+    run = ClipBatches(MixedClips([(ShardClips(tmp_path), 1.0)]), SMALL)
+    for path in tmp_path.glob("*.tar"):
+        path.write_bytes(b"x" * 10_000)
+    with pytest.raises(ClipError, match="100 clips in a row .*damaged"):
         next(run)
 
 
@@ -365,6 +464,12 @@ def test_videos_of_the_test_sets_layouts_become_clips_with_truth_where_they_have
     with pytest.raises(ClipError, match="0005.png") as caught:
         source.clip(0, 12, 24.0, 8, 8, np.random.default_rng(0))
     assert caught.value.reason == "damaged"
+
+
+@pytest.mark.parametrize("name", ["bonn", "kitti", "tum"])
+def test_sets_whose_layout_tells_no_camera_are_refused_with_the_reason(tmp_path, name):
+    with pytest.raises(ValueError, match=f"'{name}'.*without poses.*without intrinsics; annotate"):
+        FolderClips.open(name, tmp_path)
 
 
 @pytest.mark.parametrize("lacking", ["world_from_camera", "intrinsics"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from aether_env.raymap import decode_raymap, unpack_raymap
 from aether_env.sim import SimClips
@@ -141,8 +142,6 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
     walkers = Walkers(sampler, 6, generator())
     walkers.step = torch.tensor([1, 2, 3, 4, 11, 11])
     batch = walkers.batch(generator())
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
     scheduler = FlowMatchEulerDiscreteScheduler()
     walkers.advance(batch, Seven(), scheduler, (1.0,), 0.0, generator(), dream=True)  # type: ignore[arg-type]
     assert walkers.step.tolist() == [2, 3, 4, 5, *sampler.first_step(walkers.rows[4:]).tolist()]
@@ -152,6 +151,32 @@ def test_walkers_go_on_from_what_they_dreamed_and_begin_anew_at_the_end(bank):
     torch.testing.assert_close(
         after.window.known[0, 3, : RAY.start], torch.full_like(after.target[0, 3, : RAY.start], 7.0)
     )
+
+
+def test_a_walk_whose_dream_is_not_finite_keeps_the_truth(bank):
+    class Broken(Seven):
+        def __call__(self, *inputs):
+            dream = super().__call__(*inputs)
+            dream[0] = float("nan")
+            return dream
+
+    walkers = Walkers(Sampler(bank, TransformerConfig(history_noise=0.0)), 3, generator())
+    walkers.rows[:] = torch.arange(3)
+    walkers.step[:] = 5
+    batch, scheduler = walkers.batch(generator()), FlowMatchEulerDiscreteScheduler()
+    walkers.advance(batch, Broken(), scheduler, (1.0,), 0.0, generator(), dream=True)  # type: ignore[arg-type]
+    assert torch.equal(walkers.dreamt[0, 5], batch.target[0, -1, : RAY.start]) and walkers.dreamt.isfinite().all()
+    torch.testing.assert_close(walkers.dreamt[1:, 5], torch.full_like(walkers.dreamt[1:, 5], 7.0))
+
+
+def test_a_saved_walk_that_was_spoiled_heals(bank):
+    sampler = Sampler(bank, TransformerConfig())
+    walkers, again = Walkers(sampler, 2, generator()), Walkers(sampler, 2, generator(1))
+    state = {name: value.clone() for name, value in walkers.state_dict().items()}
+    state["dreamt"][0, 2, 3, 1, 1] = float("inf")
+    state["dreamt"][0, 3] = 7.0
+    again.load_state_dict(state)
+    assert torch.equal(again.dreamt[0, 2], walkers.dreamt[0, 2]) and (again.dreamt[0, 3] == 7.0).all()
 
 
 def test_noise_levels_lie_in_range_and_favour_the_start_of_sampling():
@@ -173,8 +198,6 @@ def test_a_walk_in_an_old_unit_is_long_under_way(bank):
 
 
 def test_some_walks_begin_with_a_first_depth_that_was_dreamed(bank):
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
     walkers = Walkers(Sampler(bank, TransformerConfig()), 40, generator())
     walkers.step[:] = DATA.latent_steps - 1
     batch = walkers.batch(generator())

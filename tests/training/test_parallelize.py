@@ -21,7 +21,7 @@ from training.optimizer import AveragedWeights, build_optimizers, step_unless
 from training.parallelize import (
     Processes,
     average_gradients,
-    average_number,
+    average_tensor,
     check_shards,
     clip_gradients,
     join_processes,
@@ -97,7 +97,7 @@ class Training:
             step_unless(bad, self.optimizers)
             self.average.update(self.parameters, self.step, bad)
             self.step += 1
-            records.append((average_number(float(loss.detach()), self.processes), float(norm)))
+            records.append((float(average_tensor(loss.detach().double(), self.processes)), float(norm)))
         return records
 
     def state(self):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -14,8 +15,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import training.warm
-from training.config import OptimizerConfig, TrainConfig, WatchConfig
-from training.folder import trim_log
+from training.config import OptimizerConfig, ParallelConfig, TrainConfig, WatchConfig
+from training.folder import check_folder, check_unclaimed, claimed, trim_log, write_config
 from training.optimizer import AveragedWeights, rate_factor
 from training.parallelize import Processes, join_processes, leave_processes
 from training.run import BAD_STEPS_CODE, Run, RunStopped
@@ -113,7 +114,9 @@ def test_a_run_of_bad_steps_stops_with_a_report(tmp_path):
     assert stop.value.code == BAD_STEPS_CODE
     report = json.loads((tmp_path / "stopped.json").read_text())
     assert (report["step"], report["bad_steps_of_the_run"]) == (7, 5)
-    assert report["last_good_checkpoint"] == "step_00000006" and report["bad_parts"] == ["grad_norm", "loss"]
+    # Step 6 was bad, so it was not saved.
+    assert report["last_good_checkpoint"] == "step_00000003" and report["bad_parts"] == ["grad_norm", "loss"]
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000003"]
     assert lines(tmp_path)[-1]["step"] == 7
 
 
@@ -132,6 +135,52 @@ def test_a_run_stopped_by_a_signal_is_saved_and_goes_on_to_the_last_bit(tmp_path
     assert same(everything(second), everything(whole))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert (second.skipped, whole.skipped) == (len(bad), len(bad))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_where_the_newest_is_torn(tmp_path, caplog):
+    whole = toy_run(tmp_path / "whole")
+    whole.loop(toy_steps(whole))
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    torn = next((cut / "step_00000008").glob("*.safetensors"))
+    torn.write_bytes(torn.read_bytes()[:-4])
+    again = toy_run(cut)
+    assert again.step == 6 and "step_00000008 is not a whole checkpoint" in caplog.text
+    assert (cut / "torn_step_00000008").is_dir() and not (cut / "step_00000008").exists()
+    again.loop(toy_steps(again))
+    assert losses(cut) == losses(tmp_path / "whole") and same(again.parameters, whole.parameters)
+
+
+def test_a_run_whose_checkpoints_are_all_torn_says_so_and_leaves_them(tmp_path):
+    run = toy_run(tmp_path)
+    run.loop(toy_steps(run))
+    for torn in tmp_path.glob("step_*/state.json"):
+        torn.write_text("{")
+    with pytest.raises(ValueError, match="step_00000008 is not a whole checkpoint"):
+        toy_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*step_*")) == ["step_00000006", "step_00000008"]
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
+    with claimed(tmp_path):
+        with pytest.raises(ValueError, match="another process trains in"), claimed(tmp_path):
+            pass
+        with pytest.raises(ValueError, match="another process trains in"):
+            check_unclaimed(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with claimed(tmp_path):
+        pass
+
+
+def test_processes_may_change_and_the_samples_of_a_step_may_not(tmp_path):
+    run = toy_run(tmp_path, replace(CONFIG, steps=1))
+    run.loop(toy_steps(run))
+    write_config(CONFIG, tmp_path, world_size=2)
+    check_folder(replace(CONFIG, parallel=ParallelConfig(shards=2)), tmp_path, world_size=2)
+    check_folder(replace(CONFIG, batch_size=8), tmp_path, world_size=1)
+    for batch_size, world_size in ((4, 1), (8, 2), (2, 3)):
+        with pytest.raises(ValueError, match=f"8 samples a step, got batch_size {batch_size} on {world_size}"):
+            check_folder(replace(CONFIG, batch_size=batch_size), tmp_path, world_size)
 
 
 def test_every_step_is_in_the_log_before_a_checkpoint_holds_it(tmp_path):

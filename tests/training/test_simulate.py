@@ -220,8 +220,8 @@ def test_a_run_whose_clips_are_missing_is_refused_before_anything_is_built(sourc
 def test_clips_too_short_for_the_run_are_named(tmp_path):
     short = make_clip(0)
     write_shards(tmp_path, [replace(short.frames(list(range(20)), 24.0), name="short")])
-    with pytest.raises(ValueError, match="has 20 frames, 21 at 12 frames per second need 41"):
-        source(MixedClips([(ShardClips(tmp_path), 1.0)]))(0)
+    with pytest.raises(ValueError, match="none can give 21 at 12 .* has at most 20 frames and 24 a second"):
+        source(MixedClips([(ShardClips(tmp_path), 1.0)]))
 
 
 def test_words_that_are_no_source_are_refused():

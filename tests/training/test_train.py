@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from training.recipes import RECIPES
-from training.train import main, parse
+from training.train import check_command, main, parse
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--steps", "12", "--save-every", "2", "--data.chunk-clips", "2", "--watch.no-tensorboard"]
@@ -95,7 +96,7 @@ def test_every_recipe_can_be_said_on_the_command_line(recipe):
     [
         ("--recipe nobody", "unknown recipe 'nobody'; choose one of debug_cpu"),
         ("", "--recipe is missing"),
-        ("--recipe debug_cpu --optimizer.lr -1", "optimizer: lr must be a positive number, got -1.0."),
+        ("--recipe debug_cpu --optimizer.lr -1", "optimizer: lr must be above 0 and finite, got -1.0."),
         ("--recipe debug_cpu --batch-size 3", "batch_size 3 leaves no sample"),
         ("--recipe debug_cpu --steps two", "--steps: invalid literal"),
         ("--recipe debug_cpu --speed 3", "Unrecognized options: --speed"),
@@ -103,6 +104,13 @@ def test_every_recipe_can_be_said_on_the_command_line(recipe):
         ("--recipe debug_cpu --warm-start nowhere", "checkpoint 'nowhere' is neither"),
         ("--recipe debug_cpu --parallel.shards 2", "shards must divide the 1 processes, got 2"),
         ("--recipe debug_cpu --device cuda:77", "device 'cuda:77' cannot be used here"),
+        ("--recipe debug_cpu --minutes nan", "minutes must be above 0 and finite, got nan."),
+        (
+            "--recipe debug_cpu_autoencoder --warm-start mini",
+            "warm_start must be a run or its folder warm/ in the stage",
+        ),
+        ("--recipe debug_cpu_decoder --warm-start mini", "warm_start must be a run or its folder warm/ in the stage"),
+        ("--recipe debug_cpu_autoencoder --watch.sheet-every 2", "watch.sheet_every must be 0 in the stage"),
     ],
 )
 def test_impossible_settings_give_one_plain_line_and_leave_nothing(options, said, tmp_path, capsys):
@@ -111,6 +119,48 @@ def test_impossible_settings_give_one_plain_line_and_leave_nothing(options, said
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith(f"error: {said}") and told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def refused(options, capsys):
+    """What the command says when it ends with the code of impossible settings."""
+    with pytest.raises(SystemExit) as stop:
+        main(options)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_one_gpu_is_not_given_to_several_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = refused(["--recipe", "debug_cpu", "--device", "cuda:1", "--run-dir", str(tmp_path)], capsys)
+    assert told.startswith("error: device must be 'cuda' for 2 processes, got 'cuda:1'") and told.count("\n") == 1
+
+
+def test_a_warm_start_of_another_architecture_is_told_in_one_line(tmp_path, capsys):
+    told = refused(["--recipe", "debug_cpu", "--warm-start", "mini", "--run-dir", str(tmp_path)], capsys)
+    assert told.startswith("error: ") and told.count("\n") == 1 and len(told) < 400
+
+
+@pytest.mark.parametrize("name", ["debug_cpu_autoencoder", "debug_cpu_decoder"])
+def test_a_warm_folder_is_a_beginning_for_the_stages_without_a_transformer(name, tmp_path):
+    (tmp_path / "warm").mkdir()
+    (tmp_path / "warm" / "warm.json").write_text("{}")
+    check_command(replace(RECIPES[name](), warm_start=str(tmp_path)))
+
+
+def test_what_a_run_cannot_read_is_one_line_and_what_breaks_in_it_is_a_traceback(tmp_path, capsys, monkeypatch):
+    def broken(error):
+        def train(config, run_dir):
+            raise error
+
+        monkeypatch.setattr("training.trainer.train", train)
+        return ["--recipe", "debug_cpu", "--run-dir", str(tmp_path / "run")]
+
+    assert (
+        refused(broken(ValueError("clips.tar is torn;\n\tcopy it.")), capsys) == "error: clips.tar is torn; copy it.\n"
+    )
+    for error in (RuntimeError("out of memory"), KeyError("name")):
+        with pytest.raises(type(error)):
+            main(broken(error))
 
 
 def test_help_names_every_setting_without_loading_pytorch():

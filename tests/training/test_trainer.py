@@ -1,14 +1,20 @@
 """Runs of seconds on the CPU: a run that was cut off goes on bit by bit; what it exports dreams."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import training.discriminator
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.network import build_transformer
 from aether_env.world_model.own_clips import OwnClips
@@ -22,9 +28,13 @@ from training.config import (
     TransformerConfig,
     WatchConfig,
 )
+from training.folder import claimed
 from training.objective import Walkers
 from training.recipes import RECIPES
-from training.trainer import flops_per_window, train
+from training.train import main
+from training.trainer import check_run, flops_per_window, train
+
+ROOT = Path(__file__).parents[2]
 
 
 def records(run_dir):
@@ -79,6 +89,70 @@ def test_a_run_cut_off_where_its_clips_are_renewed_goes_on_to_the_last_bit(runs,
     shutil.rmtree(tmp_path / "cut" / "step_00000005")
     train(config, tmp_path / "cut")
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_run_goes_on_though_what_it_began_with_is_gone(runs, tmp_path):
+    start = shutil.copytree(runs / "transformer" / "checkpoint", tmp_path / "start")
+    config = replace(transformer_config(runs), warm_start=str(start), steps=1)
+    train(config, tmp_path / "run")
+    shutil.rmtree(start)
+    with pytest.raises(ValueError, match="start"):
+        check_run(config, tmp_path / "other")
+    train(replace(config, steps=2), tmp_path / "run")
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2]
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_checkpoint_as_it_is(runs, tmp_path):
+    shutil.copytree(runs / "autoencoder", tmp_path / "run")
+    state = tmp_path / "run" / "step_00000006" / "state.json"
+    before = state.stat()
+    train(RECIPES["debug_cpu_autoencoder"](), tmp_path / "run")
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused_and_left_as_it_is(runs, tmp_path):
+    shutil.copytree(runs / "autoencoder", tmp_path / "run")
+    being_written = tmp_path / "run" / ".step_00000007"
+    being_written.mkdir()
+    with claimed(tmp_path / "run"), pytest.raises(ValueError, match="another process trains in"):
+        train(replace(RECIPES["debug_cpu_autoencoder"](), steps=8), tmp_path / "run")
+    assert being_written.is_dir()
+
+
+def test_a_critic_whose_gradient_is_not_finite_spoils_the_step_though_its_loss_is(runs, tmp_path, monkeypatch):
+    true_loss = training.discriminator.critic_loss
+
+    def steep(of_real, of_decoded):  # the slope of a root at 0
+        return true_loss(of_real, of_decoded) + of_real.mean().mul(0).abs().sqrt()
+
+    monkeypatch.setattr(training.discriminator, "critic_loss", steep)
+    train(replace(decoder_config(runs), steps=1), tmp_path)
+    line = records(tmp_path)[0]
+    assert line["bad"] == ["critic_grad_norm"] and line["critic_loss"] is not None
+    saved = [load_file(path) for path in (tmp_path / "step_00000001").glob("*.safetensors")]
+    assert all(tensor.isfinite().all() for tensors in saved for tensor in tensors.values())
+
+
+def test_two_processes_save_and_one_goes_on_with_the_command(tmp_path):
+    command = ["--recipe", "debug_cpu", "--run-dir", str(tmp_path), "--optimizer.muon-lr", "0"]
+    command += ["--watch.no-tensorboard", "--watch.sheet-every", "0", "--data.chunk-clips", "2"]
+    both = ["--steps", "2", "--parallel.shards", "2", "--batch-size", "32"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*torchrun, "-m", "training.train", *command, *both],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = [*command, "--steps", "4", "--parallel.shards", "1", "--batch-size"]
+    with pytest.raises(SystemExit) as refused:
+        main([*alone, "32"])  # half of the samples
+    assert refused.value.code == 2
+    main([*alone, "64"])
+    assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]
+    assert all(np.isfinite(r["loss"]) for r in records(tmp_path))
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert [(start["from_step"], start["processes"]) for start in starts] == [(0, 2), (2, 1)]
 
 
 def test_another_run_in_the_same_folder_is_refused(runs, tmp_path):

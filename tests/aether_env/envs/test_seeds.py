@@ -4,8 +4,6 @@ The dream's weights are random: one layer, 16 x 24 pictures. Batches round other
 the same within tolerances; the simulator computes every row by itself and is the same to the last bit.
 """
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
@@ -247,7 +245,7 @@ def dream_on(model, seed, data, action_T6):
     return seen
 
 
-def test_a_new_process_dreams_the_same_from_a_seed_and_from_a_snapshot_of_a_row(tiny_checkpoint, dream):
+def test_a_new_process_dreams_the_same_from_a_seed_and_from_a_snapshot_of_a_row(tiny_checkpoint, dream, elsewhere):
     _, vecs = dream
     vec, row, rng = vecs[3], 1, np.random.default_rng(0)
     here = []
@@ -260,8 +258,7 @@ def test_a_new_process_dreams_the_same_from_a_seed_and_from_a_snapshot_of_a_row(
             observations, *_ = vec.step(np.stack([-action, action, 0 * action]))
             latents = vec._episodes.state.history[[row]].numpy()
             here.append((latents, {name: array[row] for name, array in observations.items()}))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there = pool.apply(dream_on, (str(tiny_checkpoint), 2, data, action_T6))
+    there = elsewhere.apply(dream_on, (str(tiny_checkpoint), 2, data, action_T6))
     for (latents, seen), (expected_latents, expected) in zip(there, here, strict=True):
         np.testing.assert_allclose(latents, expected_latents, rtol=0, atol=LATENTS)
         assert_same_pictures(seen, expected)

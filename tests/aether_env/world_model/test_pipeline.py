@@ -32,6 +32,8 @@ from aether_env.world_model.checkpoint import CheckpointError
 from aether_env.world_model.pipeline import AetherPipeline
 from aether_env.world_model.result import VideoResult, write_tum
 
+pytestmark = pytest.mark.usefixtures("small_videos")
+
 TINY_AETHERV1 = Path(__file__).parents[2] / "goldens" / "aetherv1" / "tiny_checkpoint"
 ARRAYS = ("rgb", "depth", "disparity")
 
