@@ -74,7 +74,7 @@ def check_folder(config: TrainConfig, run_dir: Path, world_size: int = 1) -> Non
         raise ValueError(f"run_dir must be a folder or new, got the file {run_dir}.")
     if not path.exists() or newest_run(run_dir) is None:
         return
-    before, now = json.loads(path.read_text()), describe(config)
+    before, now = _read_config(path), describe(config)
     for settings in (before, now):
         for part in ("data", "aetherv1"):
             settings.get(part, {}).pop("workers", None)
@@ -85,9 +85,26 @@ def check_folder(config: TrainConfig, run_dir: Path, world_size: int = 1) -> Non
             f"{run_dir} holds a run of {wanted} samples a step, got batch_size {config.batch_size} on {world_size} "
             "processes; let them take as many together, or choose another folder."
         )
-    changed = [name for name in now if name not in FREE and now[name] != before.get(name)]
+    changed = [line for name in now if name not in FREE for line in differences(name, before.get(name), now[name])]
     if changed:
-        raise ValueError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder.")
+        raise ValueError(f"{run_dir} holds a run with another {'; '.join(changed)}. Choose another folder.")
+
+
+def differences(name: str, before: Any, now: Any) -> list[str]:
+    """Return a line for each setting below `name` that is not what it was."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for key in keys for line in differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} ({before!r}, now {now!r})"]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it if the run of its folder is the one that shall go on."
+        ) from error
 
 
 def write_config(config: TrainConfig, run_dir: Path, world_size: int = 1) -> None:

@@ -7,10 +7,11 @@ python -m training.record --validate FOLDER reads every byte of any folder of sh
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import tyro
 
@@ -75,12 +76,12 @@ def main(
         batch: Clips drawn together.
     """
     if (out is None) == (validate is None):
-        raise SystemExit("Give either --out FOLDER, to record, or --validate FOLDER.")
+        _refuse("give either --out FOLDER, to record, or --validate FOLDER.")
     if out is not None:
         try:
             record(out, recording, device=device, batch=batch)
         except ValueError as error:
-            raise SystemExit(f"Cannot record: {error}") from error
+            _refuse(str(error))
     folder = validate or out
     assert folder is not None
     if problems := report(folder):
@@ -102,12 +103,14 @@ def record(out: Path, recording: Recording, *, device: str = "cpu", batch: int =
     """
     from tqdm import tqdm
 
+    from aether_env.devices import check_device
     from training.clip_sources import scene_seed
     from training.clips import check_size
     from training.shards import shard_path, write_shard
 
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}.")
+    check_device(device)
     check_size(recording.frames, recording.height, recording.width)
     scene_seed(recording.split, recording.seed, recording.clips - 1)
     _claim(out, recording)
@@ -125,6 +128,11 @@ def record(out: Path, recording: Recording, *, device: str = "cpu", batch: int =
     return written
 
 
+def _refuse(why: str) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def report(folder: Path) -> int:
     """Print what a folder of shards holds and what is damaged, and return the number of problems."""
     from training.shards import validate_shards
@@ -132,7 +140,7 @@ def report(folder: Path) -> int:
     try:
         found = validate_shards(folder)
     except ValueError as error:
-        raise SystemExit(str(error)) from error
+        _refuse(str(error))
     for problem in found.problems:
         print(problem)
     print(f"{found.clips} whole clips in {found.shards} shards, {len(found.problems)} problems: {folder}")
@@ -172,4 +180,4 @@ def _render(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m training.record")

@@ -46,6 +46,8 @@ def main(
     from aether_env.world_model.checkpoint import load_checkpoint, save_checkpoint
     from training.trainer import EXPORT
 
+    if not (run_dir / EXPORT).is_dir():
+        raise SystemExit(f"{run_dir / EXPORT} is not there: run_dir must be the folder of a finished transformer run.")
     parts = load_checkpoint(run_dir / EXPORT)
     if colour is not None:
         refined = load_checkpoint(colour).vae

@@ -64,7 +64,9 @@ def parse(arguments: Sequence[str]) -> Command:
     except SystemExit as error:
         if not error.code:
             raise
-        raise ValueError(_first_sentence(told.getvalue())) from error
+        said = _first_sentence(told.getvalue())
+        hint = f"; --recipe {recipe} --help lists them." if said.startswith("Unrecognized") else ""
+        raise ValueError(said + hint) from error
     if command.autoencoder is None:
         return command
     config = command.config

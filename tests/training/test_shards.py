@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from aether_env.camera import se3_exp
 from aether_env.conventions import FAR_DEPTH
 from training.clip_coding import MAX_ABOUT, Member, decode_clip, encode_clip
 from training.clips import Clip, ClipError
+from training.record import main as record_command
 from training.shards import open_shards, read_clip, scan_shard, validate_shards, write_shard, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -428,3 +430,16 @@ def test_the_command_validates_a_folder_and_its_help_is_quick(shard, tmp_path):
         [*command[:1], *command[3:], "--validate", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and "a.tar" in done.stdout and "cut off" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [([], "--out"), (["--out", "x", "--clips", "1", "--device", "mars"], "device 'mars'")]
+)
+def test_what_cannot_be_recorded_is_one_line(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["record", *words])
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(record_command)
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("error: ") and named in told and told.count("\n") == 1
+    assert not (tmp_path / "x").exists()

@@ -161,6 +161,19 @@ def test_another_run_in_the_same_folder_is_refused(runs, tmp_path):
         train(replace(transformer_config(runs), seed=5), tmp_path / "run")
 
 
+def test_what_differs_from_the_folders_run_is_named_with_both_values(runs, tmp_path):
+    shutil.copytree(runs / "transformer", tmp_path / "run")
+    config = transformer_config(runs)
+    other = replace(config, optimizer=replace(config.optimizer, lr=3e-4, ema=0.5))
+    with pytest.raises(
+        ValueError, match=r"another optimizer.ema \(0.9995, now 0.5\); optimizer.lr \(0.001, now 0.0003\)"
+    ):
+        train(other, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0, "da')
+    with pytest.raises(ValueError, match="config.json is damaged.*delete it"):
+        train(config, tmp_path / "run")
+
+
 def test_what_a_run_exports_dreams(runs):
     pipeline = OwnClips.from_checkpoint(runs / "transformer" / "checkpoint")
     result = pipeline.predict(np.zeros((1, 16, 24, 3), np.uint8))
