@@ -32,8 +32,9 @@ def random_cameras(seed, batch=(), num_frames=3, height=64, width=96):
         matrix_from_quaternion(rng.normal(size=(*batch, num_frames, 4))), rng.normal(size=(*batch, num_frames, 3)) * 5
     )
     intrinsics = np.zeros((*batch, num_frames, 3, 3))
-    intrinsics[..., 0, 0] = rng.uniform(0.4, 2, (*batch, num_frames)) * width
-    intrinsics[..., 1, 1] = rng.uniform(0.4, 2, (*batch, num_frames)) * width
+    # Of the longer side: of a picture 162 high and 2 wide, 0.4 of the width is a focal length that is refused as noise.
+    intrinsics[..., 0, 0] = rng.uniform(0.4, 2, (*batch, num_frames)) * max(height, width)
+    intrinsics[..., 1, 1] = rng.uniform(0.4, 2, (*batch, num_frames)) * max(height, width)
     intrinsics[..., 0, 2] = rng.uniform(0.3, 0.7, (*batch, num_frames)) * width
     intrinsics[..., 1, 2] = rng.uniform(0.3, 0.7, (*batch, num_frames)) * height
     intrinsics[..., 2, 2] = 1
