@@ -280,6 +280,8 @@ class TrainConfig:
     """Of the weights and of every draw, 0 to 255: each has scenes of its own, and there are so many."""
     device: str = "cpu"
     """"cpu" or "cuda" (then one process per GPU under torchrun); "cuda:1" is one GPU, for a run of one process."""
+    threads: int = 0
+    """Of PyTorch on a CPU; 0 leaves it to PyTorch. For a tiny network one is quicker than two."""
     compile: bool = False
     """Compile the transformer's blocks or the autoencoders."""
     bf16: bool = False
@@ -290,6 +292,7 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         fields_in_range(self, "batch_size", "steps", "save_every", "log_every", "max_bad_steps", low=1)
+        fields_in_range(self, "threads", low=0)
         fields_in_range(self, "seed", low=0, high=MAX_SEED)
         if self.minutes is not None:
             fields_in_range(self, "minutes", low=0, ends="()")

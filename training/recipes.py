@@ -40,6 +40,7 @@ def debug_cpu_autoencoder() -> TrainConfig:
         steps=6,
         save_every=3,
         log_every=1,
+        threads=1,
     )
 
 

@@ -74,8 +74,9 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
         RunStopped: By a signal or too many bad steps.
     """
     check_run(config, run_dir)
-    processes = join_processes(config.device)
+    processes, threads = join_processes(config.device), torch.get_num_threads()
     try:
+        torch.set_num_threads(config.threads or threads)
         with claimed(run_dir) if processes.rank == 0 else contextlib.nullcontext():
             if processes.rank == 0:
                 write_config(config, run_dir, processes.world_size)
@@ -83,6 +84,7 @@ def train(config: TrainConfig, run_dir: Path) -> Path:
             torch.backends.cudnn.allow_tf32 = True
             return STAGES[config.stage](config, run_dir, processes)
     finally:
+        torch.set_num_threads(threads)
         leave_processes(processes)
 
 
