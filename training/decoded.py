@@ -57,20 +57,10 @@ def level_weight(level: Tensor, power: float) -> Tensor:
     """Return how much items of noise levels (B,) count: (1 - level)^power.
 
     Args:
-        level: The noise's part in the mix (1 - level) * clean + level * noise; see `straight_level` for AetherV1.
+        level: The noise's part in the mix (1 - level) * clean + level * noise; of AetherV1 `Levels.share`.
         power: `DecodedConfig.level_power`.
     """
     return (1 - level).clamp(0, 1) ** power
-
-
-def straight_level(alphas_cumprod: Tensor) -> Tensor:
-    """Return the noise level, any shape, at which a straight mix has the signal-to-noise ratio of a scheduler's mix.
-
-    Args:
-        alphas_cumprod: a of the scheduler's mix sqrt(a) * clean + sqrt(1 - a) * noise, in [0, 1].
-    """
-    signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    return noise / (signal + noise)
 
 
 def decode_window(parts: Components, latents: Tensor, *, bf16: bool = False) -> Decoded:

@@ -139,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(stop.code) from stop
     except ValueError as error:  # what shows only when things are opened: torn shards, a damaged warm folder
         raise _refused(error) from error
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:  # the folder of the run
+        raise _refused(error) from error
     except RuntimeError as error:
         if not str(error).startswith(WRONG_WEIGHTS):
             raise

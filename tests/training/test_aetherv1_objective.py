@@ -260,6 +260,8 @@ def test_targets_are_the_schedulers_own_noising_and_the_last_timestep_is_pure_no
     torch.testing.assert_close(levels.clean(levels.mixed(clean, noise), wanted), clean)
     assert torch.equal(levels.mixed(clean, noise)[-1], noise[-1]) and torch.equal(wanted[-1], -clean[-1])
     assert levels.share[-1] == 1 and (levels.share.diff() > 0).all() and levels.share[0] < 0.05
+    ratio = (levels.signal / levels.noise).flatten()[:-1].double()
+    torch.testing.assert_close(1 / levels.share[:-1].double() - 1, ratio)  # that of signal to noise in a straight mix
 
 
 def test_the_error_of_the_velocity_is_cogvideox_weighting_of_the_clean_latents(parts):

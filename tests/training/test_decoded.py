@@ -18,7 +18,6 @@ from training.decoded import (
     points,
     rays_from_raymap,
     stage2_loss,
-    straight_level,
 )
 from training.objective import Batch
 
@@ -201,13 +200,6 @@ def test_the_loss_is_the_mean_of_the_weighted_items(parts):
         for i in ([0], [1], [2])
     ]
     torch.testing.assert_close(whole, torch.stack(alone).mean())
-
-
-def test_the_level_of_a_schedulers_mix_has_its_signal_to_noise_ratio():
-    a = torch.linspace(0.01, 0.99, 9)
-    level = straight_level(a)
-    torch.testing.assert_close(((1 - level) / level) ** 2, a / (1 - a))
-    assert straight_level(torch.tensor([1.0, 0.5, 0.0])).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_unknown_depth_and_the_sky_never_matter():

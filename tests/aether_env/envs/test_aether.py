@@ -20,6 +20,7 @@ from aether_env.envs.starts import write_start
 from aether_env.envs.tasks import Judgement, Task
 from aether_env.world_model.promise import Start
 from tests.rooms import HALF_SIZE, BoxRoom
+from tests.same import assert_same
 
 FORWARD = np.array([0, 0, 1, 0, 0, 0], np.float32)
 STILL = np.zeros(6, np.float32)
@@ -46,18 +47,6 @@ def dream(tmp_path, monkeypatch) -> AetherEnv:
         )
     monkeypatch.setattr(starts, "FOLDER", tmp_path)
     return AetherEnv(BoxRoom(needs_picture=True))
-
-
-def assert_same(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        np.testing.assert_array_equal(a, b)
 
 
 def warnings_of(check, env) -> list[str]:

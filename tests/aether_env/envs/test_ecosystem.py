@@ -24,6 +24,7 @@ from stable_baselines3.common.env_checker import check_env as check_with_sb3
 
 from aether_env import AetherEnv, PoseGoal
 from tests.rooms import HALF_SIZE, BoxRoom
+from tests.same import assert_same
 
 FORWARD = np.array([0, 0, 1, 0, 0, 0], np.float32)
 STILL = np.zeros(6, np.float32)
@@ -54,19 +55,6 @@ def warnings_of(check: Any, env: gym.Env) -> list[str]:
         warnings.simplefilter("always")
         check(env)
     return [str(warning.message) for warning in caught]
-
-
-def assert_same(a: Any, b: Any) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        np.testing.assert_array_equal(a, b)
 
 
 # Gymnasium's wrappers.

@@ -1,6 +1,7 @@
 import inspect
 import pickle
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from aether_env.envs.keeping import snapshot
 from aether_env.envs.tasks import Judgement, Task
 from aether_env.envs.vector import AetherGoalVectorEnv, AetherVectorEnv
 from tests.rooms import BoxRoom
+from tests.same import assert_same
 
 MODES = ["next_step", "same_step", "disabled"]
 SIZE = (8, 12)
@@ -73,26 +75,6 @@ def sync(num_envs=3, *, mode="disabled", **settings) -> SyncVectorEnv:
 def actions_of(env, steps: int, seed: int = 0) -> list[Any]:
     env.action_space.seed(seed)
     return [env.action_space.sample() for _ in range(steps)]
-
-
-def assert_same(a, b, where=""):
-    """The same types, shapes and bits."""
-    assert type(a) is type(b), f"{where}: {type(a)} is not {type(b)}"
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{index}]")
-    elif isinstance(a, np.ndarray) and a.dtype == object:
-        assert b.dtype == object, where
-        assert_same(a.tolist(), b.tolist(), where)
-    elif isinstance(a, np.ndarray):
-        np.testing.assert_array_equal(a, b, strict=True, err_msg=where)
-    else:
-        assert a == b, where
 
 
 def walk(env, actions: Sequence[Any], *, seed=0, mode="disabled"):
@@ -1059,3 +1041,16 @@ def test_a_row_that_has_ended_has_nothing_to_go_on_with():
             call()
     env.reset(options={"reset_mask": np.array([True, False])})
     assert env.branch(0, 2).num_envs == 2 and env.snapshot(0)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deepcopy", "pickle"])
+def test_copies_go_on_the_same_and_leave_the_env_alone(copied):
+    env = AetherVectorEnv(2, "sim", height=8, width=12, frames_per_step=1, max_episode_steps=3)
+    env.reset(seed=3)
+    actions = list(actions_of(env, 4))
+    env.step(actions[0])
+    twin = copied(env)
+    told = [twin.step(action) for action in actions[1:]]
+    twin.close()
+    assert_same(told, [env.step(action) for action in actions[1:]])
+    env.close()
