@@ -31,6 +31,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTran
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
 from aether_env.world_model.aetherv1 import AetherV1
+from aether_env.world_model.aetherv1_clips import AetherV1Clips
 from aether_env.world_model.conditions import LATENT_CHANNELS, TARGET_CHANNELS
 from training.aetherv1_objective import AetherV1Objective
 from training.aetherv1_stage import flops_per_clip
@@ -98,6 +99,30 @@ def random_clips(count: int, frames: int, height: int, width: int) -> ClipBatch:
     )
 
 
+def filled(transformer: Any, size: str, device: str, precision: torch.dtype) -> AetherV1:
+    """Return all parts of the published format, with random weights: also the transformer's, which has no memory yet.
+
+    Args:
+        transformer: Of `build_transformer`, sharded or not.
+        size: Of the autoencoder.
+        device: Where everything lives.
+        precision: Of the autoencoder.
+    """
+    transformer.to_empty(device=device)
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.no_grad():
+        torch.manual_seed(0)
+        for weight in transformer.parameters():
+            weight.normal_(std=0.02)
+    text = transformer.config
+    prompt = torch.zeros(1, text.max_text_seq_length, text.text_embed_dim, device=device)
+    scheduler = CogVideoXDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
+    )  # fmt: skip
+    vae = build_autoencoder(size).to(device, precision)
+    return AetherV1(transformer=transformer, vae=vae, scheduler=scheduler, prompt_embeds=prompt)
+
+
 def measure(config: TrainConfig, processes: Processes, size: str, clips: ClipBatch, steps: int) -> dict[str, Any]:
     """Return what optimizer steps on these clips take."""
     device, gpu = processes.device, processes.device.startswith("cuda")
@@ -108,19 +133,7 @@ def measure(config: TrainConfig, processes: Processes, size: str, clips: ClipBat
     flops = flops_per_clip(stage, transformer)
     parallel = config.parallel
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
-    transformer.to_empty(device=device)
-    with torch.random.fork_rng(devices=[device] if gpu else []), torch.no_grad():
-        torch.manual_seed(0)
-        for weight in transformer.parameters():
-            weight.normal_(std=0.02)
-    vae = build_autoencoder(size).to(device, torch.bfloat16 if config.bf16 else torch.float32)
-    text = transformer.config
-    prompt = torch.zeros(1, text.max_text_seq_length, text.text_embed_dim, device=device)
-    scheduler = CogVideoXDPMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-        rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
-    )  # fmt: skip
-    parts = AetherV1(transformer=transformer, vae=vae, scheduler=scheduler, prompt_embeds=prompt)
+    parts = filled(transformer, size, device, torch.bfloat16 if config.bf16 else torch.float32)
     objective = AetherV1Objective(parts, stage.objective, bf16=config.bf16)
     weights = list(transformer.parameters())
     optimizers, average = build_optimizers(transformer, config.optimizer), AveragedWeights(weights, 0.9999)
@@ -138,7 +151,9 @@ def measure(config: TrainConfig, processes: Processes, size: str, clips: ClipBat
         average_gradients(weights, processes)
         clip_gradients(weights, config.optimizer.clip_norm)
         step_unless(bad, optimizers)
-        average.update(weights, step, bad)
+        average.update(weights, average.share(step), bad)
+        for weight in weights:
+            weight.grad = None
         encode.append(encoded - began)
         times.append(now(gpu) - encoded)
         losses.append(float(loss.detach()))
@@ -178,6 +193,7 @@ def main(
     steps: int = 10,
     device: Literal["cuda", "cpu"] | None = None,
     out: Path | None = None,
+    save: Path | None = None,
 ) -> None:
     """Print one row as JSON; append it to a file.
 
@@ -194,12 +210,20 @@ def main(
         steps: Timed ones.
         device: "cpu" is for trying it out; None is a GPU where there is one.
         out: JSON file, one row a line.
+        save: Measure nothing; write the random weights to this folder in the published format, to try the stage
+            "aetherv1" with.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = size or ("1b" if device == "cuda" else "tiny")
     if size == "tiny":
         height, width = 32, 48
+    if save is not None:
+        where = "cuda:0" if device == "cuda" else "cpu"
+        parts = filled(build_transformer(size, height, width), size, where, torch.bfloat16)
+        parts.transformer.to(torch.bfloat16)
+        AetherV1Clips(parts).save(save)
+        return
     if pretend:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +38,7 @@ from training.evaluation.datasets import DatasetName
 from training.folder import EXPORT
 from training.parallelize import Processes, shard_model
 from training.run import Run
+from training.sheets import SampleSheet, Sheet
 from training.warm import find_warm
 from training.watch import count_flops
 
@@ -83,7 +87,8 @@ def train_aetherv1(config: TrainConfig, run_dir: Path, processes: Processes) -> 
         return {"loss": loss.detach(), "grad_norm": run.descend(loss, progress), **record}
 
     try:
-        run.loop(advance, extra=lambda: {"batches": batches.state_dict()})
+        sheet = _sheet(config, parts, precision, device)
+        run.loop(advance, extra=lambda: {"batches": batches.state_dict()}, sheet=sheet)
     finally:
         batches.close()
         batches.tell()
@@ -227,11 +232,32 @@ def export(folder: Path, parts: AetherV1, weights: dict[str, Tensor], dtype: tor
         weights: Of the transformer, whole, on the CPU.
         dtype: In which the transformer is stored.
     """
+    AetherV1Clips(_with_weights(parts, weights, dtype, "cpu")).save(folder)
+
+
+def _sheet(config: TrainConfig, parts: AetherV1, dtype: torch.dtype, device: str) -> Sheet:
+    """Return what draws a sheet of the smallest and shortest clips, with a transformer that is gone afterwards."""
+    stage, size = config.aetherv1, min(config.aetherv1.sizes, key=math.prod)
+    clips = SampleSheet(
+        config.watch.sheet_clips,
+        device,
+        num_frames=min(stage.num_frames),
+        fps=min(stage.fps),
+        height=size[0],
+        width=size[1],
+    )
+
+    def draw(weights: dict[str, Tensor]) -> np.ndarray:
+        # Slow and small: it has to fit beside what a run keeps.
+        own = replace(_with_weights(parts, weights, dtype, device), guidance_in_turn=True, slicing=True)
+        return clips.predicted(AetherV1Clips(own, size=size, steps=config.watch.sheet_steps))
+
+    return draw
+
+
+def _with_weights(parts: AetherV1, weights: dict[str, Tensor], dtype: torch.dtype, device: str) -> AetherV1:
+    """Return the parts with a whole transformer of its own, of these weights in the given type, on a device."""
     with torch.device("meta"):
         transformer: Any = type(parts.transformer).from_config(parts.transformer.config)
-    transformer.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-    AetherV1Clips(
-        AetherV1(
-            transformer=transformer, vae=parts.vae, scheduler=parts.scheduler, prompt_embeds=parts.prompt_embeds.cpu()
-        )
-    ).save(folder)
+    transformer.load_state_dict({name: weight.to(device, dtype) for name, weight in weights.items()}, assign=True)
+    return replace(parts, transformer=transformer.eval(), prompt_embeds=parts.prompt_embeds.to(device))

@@ -393,8 +393,13 @@ def _whole_ones(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob(f"{PREFIX}*"))
 
 
-def rng_for(seed: int, step: int, rank: int, device: str) -> torch.Generator:
-    """Return the generator of one step: every draw is a function of (seed, step, rank)."""
+def seed_for(seed: int, step: int, rank: int) -> int:
+    """Return the seed of one step's draws."""
     # A hash, because sums of multiples meet: there may be thousands of ranks, and millions of steps.
     mixed = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(mixed, "big") >> 2)
+    return int.from_bytes(mixed, "big") >> 2
+
+
+def rng_for(seed: int, step: int, rank: int, device: str) -> torch.Generator:
+    """Return the generator of one step: every draw is a function of (seed, step, rank)."""
+    return torch.Generator(device).manual_seed(seed_for(seed, step, rank))

@@ -12,11 +12,13 @@ import numpy as np
 from aether_env.conventions import FAR_DEPTH
 from aether_env.sim.seeds import seed_in
 from training.clips import Clip, ClipError, check_clip, clips_from_simulator, nearest_frames, random_window
+from training.data_config import NO_CAMERAS
 from training.evaluation.datasets import DatasetError, DatasetName, LabelledVideo, open_dataset
+from training.evaluation.datasets.tum import TUM_FPS, open_recordings
 from training.shards import open_shards, read_clip
 
-SET_FPS: dict[str, float] = {"sintel": 24.0, "sintel_pose": 24.0, "scannet": 10.0}
-"""Frames per second of the test sets that tell cameras, as `open_dataset` reads them: every third frame of ScanNet."""
+SET_FPS: dict[str, float] = {"sintel": 24.0, "sintel_pose": 24.0, "scannet": 10.0, "tum": TUM_FPS}
+"""Frames per second of the test sets that tell cameras, as they are read: every third frame of ScanNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,19 +202,20 @@ class FolderClips(ClipSource):
         Args:
             name: Of the set.
             root: Its folder.
-            only: Which sequences; None is those of the public evaluation.
+            only: Which sequences; None is those of the public evaluation, but of TUM all that the folder has.
             fps: Frames per second as they are read; None is `SET_FPS`.
 
         Raises:
             ValueError: A file is missing or damaged, or the set has no poses or intrinsics.
         """
         if name not in SET_FPS:
+            why = NO_CAMERAS.get(name, "no such set is known")
             raise ValueError(
                 f"name must be that of a set whose layout tells poses and intrinsics ({', '.join(SET_FPS)}), got "
-                f"{name!r}: Bonn and KITTI depth come without poses, TUM without intrinsics; annotate its videos and "
-                "give the shards instead."
+                f"{name!r}: {why}; annotate its videos and give the shards instead."
             )
-        return cls(open_dataset(name, root, only), SET_FPS[name] if fps is None else fps, f"{name} in {root}")
+        videos = open_recordings(Path(root), only) if name == "tum" else open_dataset(name, root, only)
+        return cls(videos, SET_FPS[name] if fps is None else fps, f"{name} in {root}")
 
     def clip(
         self, index: int, num_frames: int, fps: float, height: int, width: int, generator: np.random.Generator

@@ -212,15 +212,21 @@ class WatchConfig:
     tensorboard: bool = True
     """Scalars and sheets also to RUN_DIR/tensorboard, where the package tensorboard is installed."""
     sheet_every: int = 0
-    """Steps between sheets of samples from validation seeds, in RUN_DIR/samples; 0: none."""
+    """Steps between sheets of samples from validation seeds, in RUN_DIR/samples; 0: none. The first process draws them
+    with averaged weights, the others wait. In the stage "aetherv1" this takes a whole copy of the transformer on its
+    device while it draws, 11 GB of AetherV1 in bfloat16 beside the run's own weights, and the time of
+    2 * sheet_clips * sheet_steps passes through it."""
     sheet_clips: int = 4
     """Clips on a sheet."""
+    sheet_steps: int = 10
+    """Stage "aetherv1" only: sampling steps of a sheet. Our own transformer takes those of its checkpoint."""
     peak_tflops: float | None = None
     """Peak of the device, of which MFU is a share; None measures it by matrix products, on a CPU there is none."""
 
     def __post_init__(self) -> None:
         fields_in_range(self, "sheet_every", low=0)
         fields_in_range(self, "sheet_clips", low=1)
+        fields_in_range(self, "sheet_steps", low=1, high=1000)  # the checkpoint's levels of noise
         if self.peak_tflops is not None:
             fields_in_range(self, "peak_tflops", low=0, ends="()")
 
@@ -284,6 +290,9 @@ class TrainConfig:
     """Of PyTorch on a CPU; 0 leaves it to PyTorch. For a tiny network one is quicker than two."""
     compile: bool = False
     """Compile the transformer's blocks or the autoencoders."""
+    cuda_graphs: bool = False
+    """Record the steps of the stage "transformer" and replay them, so that a GPU does not wait for the CPU; not with
+    shards or stage 2."""
     bf16: bool = False
     """Run the network in bfloat16; weights and sums stay float32."""
 
@@ -300,18 +309,32 @@ class TrainConfig:
             raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N' for one GPU, got {self.device!r}.")
         self._check_stage()
 
+    def _check_recorded(self) -> None:
+        """Refuse what cannot be recorded."""
+        for name, value, wanted in (
+            ("stage", self.stage, "transformer"),
+            ("parallel.shards", self.parallel.shards, 1),
+            ("transformer.stage2", self.transformer.stage2, False),
+            ("device", self.device.split(":")[0], "cuda"),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted!r} for cuda_graphs, got {value!r}; or --no-cuda-graphs.")
+
     def _check_stage(self) -> None:
         """Refuse what the stage would not heed, and what it cannot do without."""
-        if self.watch.sheet_every and self.stage != "transformer":
+        flow = self.stage == "aetherv1" and self.aetherv1.objective.prediction == "flow"
+        if self.watch.sheet_every and flow:
             raise ValueError(
-                f"watch.sheet_every must be 0 in the stage {self.stage!r}, got {self.watch.sheet_every}: only the "
-                "stage 'transformer' draws sheets."
+                f"watch.sheet_every must be 0 where aetherv1.objective.prediction is 'flow', got "
+                f"{self.watch.sheet_every}: sheets are drawn by AetherV1's own sampler, which cannot use it."
             )
         if self.parallel.activation_checkpointing and self.stage in SMALL_STAGES:
             raise ValueError(
                 f"parallel.activation_checkpointing must be off in the stage {self.stage!r}: it is for the blocks of "
                 "transformers; a smaller batch_size saves memory too."
             )
+        if self.cuda_graphs:
+            self._check_recorded()
         if self.data.sources and self.stage == "aetherv1":
             raise ValueError(
                 f"data.sources must be empty in the stage 'aetherv1', got {self.data.sources}; aetherv1.sources names "

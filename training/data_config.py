@@ -11,8 +11,13 @@ from aether_env.conventions import FRAMES_PER_LATENT
 from training.checks import fields_in_range
 
 SIMULATOR, SHARDS = "simulator", "shards"
-SOURCE_KINDS = (SIMULATOR, SHARDS, "sintel", "scannet")
+SOURCE_KINDS = (SIMULATOR, SHARDS, "sintel", "scannet", "tum")
 """What clips may come from: rendered when they are needed; recorded or annotated; public sets that tell cameras."""
+NO_CAMERAS = {
+    "bonn": "its groundtruth.txt follows markers and not the camera, and the published transform between them scales",
+    "kitti": "the pictures with depth that its evaluation takes come without poses",
+}
+"""Why clips cannot come from other sets of the paper's tests."""
 
 
 class Source(NamedTuple):
@@ -35,6 +40,11 @@ def read_source(text: str) -> Source:
     rest, at, weight_text = text.rpartition("@")  # the last one: folders may have some too
     rest, weight_text = (rest, weight_text) if at else (text, "1")
     kind, _, folder = rest.partition("=")
+    if kind in NO_CAMERAS:
+        raise ValueError(
+            f"sources cannot be of the set {kind}, got {text!r}: {NO_CAMERAS[kind]}; annotate its videos, which gives "
+            "shards."
+        )
     if kind not in SOURCE_KINDS:
         raise ValueError(
             f"sources must be KIND[=FOLDER][@WEIGHT], KIND one of {', '.join(SOURCE_KINDS)}, got {text!r}; annotate "
@@ -92,7 +102,8 @@ class DataConfig:
     """One scene family only; None mixes all."""
     sources: tuple[str, ...] = ()
     """Where clips come from, each KIND[=FOLDER][@WEIGHT]: "shards=data/clips@2", recorded or annotated; "simulator";
-    "sintel=FOLDER", "scannet=FOLDER" as published. Without any all are rendered inside the run, planned by workers."""
+    "sintel=FOLDER", "scannet=FOLDER", "tum=FOLDER" as published. Without any all are rendered inside the run, planned
+    by workers."""
 
     @property
     def num_frames(self) -> int:

@@ -69,6 +69,8 @@ class Sampler:
 
     def __init__(self, bank: LatentBank, config: TransformerConfig):
         self.bank, self.config, self.layout = bank, config, bank.layout
+        # On the device from the beginning: a copy in the middle of a step would make a GPU wait.
+        self._kinds = torch.tensor(config.mask_shares, device=bank.device).cumsum(0)[:3]
 
     def clips(self, size: int, generator: torch.Generator) -> Batch:
         """Windows of the three tasks: 17 frames as five slots, all dreamed, with AETHER's masks."""
@@ -85,7 +87,7 @@ class Sampler:
         disparity = self.bank.disparity[rows[:, None], layout.clip_disparity[start]].float()
         target = torch.cat([colour, disparity, ray], dim=2)
 
-        kind = torch.bucketize(draw(), torch.tensor(config.mask_shares, device=device).cumsum(0)[:3])
+        kind = torch.bucketize(draw(), self._kinds)
         goal, observation, everything = kind == 0, kind <= 1, kind == 2
         known = target.clone()
         last = known[:, -1]
@@ -191,7 +193,10 @@ class Sampler:
 
 
 class Walkers:
-    """Walks that the model dreams step by step while it is trained, so that it learns to go on from its own dreams."""
+    """Walks that the model dreams step by step while it is trained, so that it learns to go on from its own dreams.
+
+    Their state stays where it is in memory: a recorded step finds it there.
+    """
 
     def __init__(self, sampler: Sampler, size: int, generator: torch.Generator):
         self.sampler, self.size = sampler, size
@@ -210,7 +215,7 @@ class Walkers:
         """Undo `state_dict`."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
-        self.dreamt = finite_or(self.dreamt, self._truth())
+        self.dreamt.copy_(finite_or(self.dreamt, self._truth()))
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Return the next step of every walk."""
@@ -238,7 +243,7 @@ class Walkers:
             latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), details)
         new = finite_or(latents[:, -1, : RAY.start].float(), batch.target[:, -1, : RAY.start])
         self.dreamt[torch.arange(self.size, device=latents.device), self.step] = new
-        self.step += 1
+        self.step.add_(1)
         ended = self.step >= self.dreamt.shape[1]
         self.begin(ended, generator)
         if dream:
@@ -262,9 +267,9 @@ class Walkers:
     def begin(self, which: Tensor, generator: torch.Generator) -> None:
         """Start the given walks anew, each in another clip."""
         rows = torch.randint(len(self.sampler.bank), (self.size,), generator=generator, device=self.rows.device)
-        self.rows = torch.where(which, rows, self.rows)
-        self.step = torch.where(which, self.sampler.first_step(self.rows), self.step)
-        self.dreamt = torch.where(which[:, None, None, None, None], self._truth(), self.dreamt)
+        self.rows.copy_(torch.where(which, rows, self.rows))
+        self.step.copy_(torch.where(which, self.sampler.first_step(self.rows), self.step))
+        self.dreamt.copy_(torch.where(which[:, None, None, None, None], self._truth(), self.dreamt))
 
     def _truth(self) -> Tensor:
         bank, layout, rows = self.sampler.bank, self.sampler.layout, self.rows[:, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import OptimizerConfig
+from training.muon import Muon
 
 FIRST_SHARE, LAST_SHARE = 1 / 25, 1 / 250_000
 """Of the peak rate, at the ends of "onecycle": PyTorch's div_factor 25 and final_div_factor 10,000."""
@@ -32,10 +33,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     optimizers: list[torch.optim.Optimizer] = [adamw]
     begin_adamw(adamw)
     if matrices:
-        muon = torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
-        for parameter in matrices:
-            muon.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
-        optimizers.append(muon)
+        optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -51,6 +49,26 @@ def begin_adamw(optimizer: torch.optim.Optimizer) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+
+
+def rates_as_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Hold the rates on the weights' device, where a recorded step reads them."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+            if isinstance(optimizer, torch.optim.AdamW):
+                group["capturable"] = True
+
+
+def set_rates(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set all rates to a share of their peaks."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rate = group["peak_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def rate_factor(progress: float, step: int, config: OptimizerConfig) -> float:
@@ -94,31 +112,21 @@ class Kept:
 
 def kept_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> Kept:
     """Keep a network's weights and buffers and its optimizer's state, but for step counters that the host holds."""
-    tensors = [*module.state_dict().values(), *_state_tensors(optimizer)]
+    states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    tensors = [*module.state_dict().values(), *states]
     return Kept([tensor for tensor in tensors if tensor.device == tensors[0].device])
-
-
-def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
 def step_unless(bad: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Let the optimizers step; if `bad` (0-dim float, 0 or 1) is 1, weights and state stay as they are.
 
-    The flag stays on the device. AdamW takes it as `torch.amp.GradScaler` hands it over; the others are undone.
+    The flag stays on the device; the optimizers take it as `torch.amp.GradScaler` hands it over.
     """
     for optimizer in optimizers:
-        if isinstance(optimizer, torch.optim.AdamW):
-            flagged: Any = optimizer
-            flagged.found_inf = bad
-            optimizer.step()
-            del flagged.found_inf
-        else:
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            kept = Kept([*weights, *_state_tensors(optimizer)])
-            optimizer.step()
-            kept.put_back(bad)
-        optimizer.zero_grad(set_to_none=True)
+        flagged: Any = optimizer
+        flagged.found_inf = bad
+        optimizer.step()
+        del flagged.found_inf
 
 
 class AveragedWeights:
@@ -135,13 +143,16 @@ class AveragedWeights:
         self.head_start = 0
         """Steps that it was older than the run when the run began."""
 
-    @torch.no_grad()
-    def update(self, parameters: Iterable[Tensor], step: int, bad: Tensor) -> None:
-        """Take one step of the average, unless `bad` (0-dim float, 0 or 1) is 1."""
+    def share(self, step: int) -> float:
+        """Return how much of the weights the average takes over after so many steps of the run."""
         age = step + self.head_start
-        share = (1.0 - min(self.decay, (1 + age) / (10 + age))) * (1.0 - bad)
+        return 1.0 - min(self.decay, (1 + age) / (10 + age))
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[Tensor], share: float | Tensor, bad: Tensor) -> None:
+        """Take over a share of the weights, unless `bad` (0-dim float, 0 or 1) is 1."""
         difference = torch._foreach_sub([p.detach() for p in parameters], self.average)
-        torch._foreach_mul_(difference, share)
+        torch._foreach_mul_(difference, share * (1.0 - bad))
         torch._foreach_add_(self.average, difference)
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ def debug_cpu_autoencoder() -> TrainConfig:
         ),
         autoencoder=AutoencoderConfig(colour={"in_channels": 3, **tiny}, disparity={"in_channels": 1, **tiny}),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
+        watch=WatchConfig(sheet_every=6, sheet_clips=1),
         batch_size=4,
         steps=6,
         save_every=3,
@@ -81,6 +82,7 @@ def mini_autoencoder() -> TrainConfig:
         stage="autoencoder",
         data=DataConfig(chunk_clips=1024, chunks=8, renew_every=60, workers=8),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5),
+        watch=WatchConfig(sheet_every=2_000),
         batch_size=96,
         steps=100_000,
         minutes=5.0,
@@ -97,6 +99,7 @@ def mini_decoder() -> TrainConfig:
         stage="decoder",
         data=DataConfig(chunk_clips=1024, chunks=8, renew_every=60, workers=8),
         optimizer=OptimizerConfig(lr=2e-4, warmup_steps=100, ema=0.999),
+        watch=WatchConfig(sheet_every=2_000),
         batch_size=96,
         steps=100_000,
         minutes=4.0,
@@ -119,6 +122,7 @@ def mini_1gpu() -> TrainConfig:
         save_every=2_000,
         device="cuda",
         compile=True,
+        cuda_graphs=True,
         bf16=True,
     )
 
@@ -155,6 +159,7 @@ def mini_stage2() -> TrainConfig:
         optimizer=replace(one.optimizer, lr=2e-4, muon_lr=0.007, decay_share=1.0),
         warm_start="mini",
         minutes=3.0,
+        cuda_graphs=False,
     )
 
 
@@ -171,6 +176,7 @@ def aetherv1_paper() -> TrainConfig:
         ),
         optimizer=OptimizerConfig(lr=2e-5, muon_lr=0.0, schedule="onecycle", weight_decay=1e-4, ema=0.9999),
         parallel=ParallelConfig(shards=8, activation_checkpointing=True),
+        watch=WatchConfig(sheet_every=500),
         batch_size=4,
         steps=20_000,
         save_every=500,

@@ -26,13 +26,21 @@ from training.checkpointing import (
     OWN,
     Checkpoints,
     load_training_state,
-    rng_for,
+    seed_for,
     training_state,
 )
 from training.config import TrainConfig
 from training.folder import LOG, REPORT, record_start, trim_log, write_text
-from training.optimizer import AveragedWeights, build_optimizers, rate_factor, step_unless
+from training.optimizer import (
+    AveragedWeights,
+    build_optimizers,
+    rate_factor,
+    rates_as_tensors,
+    set_rates,
+    step_unless,
+)
 from training.parallelize import Processes, average_gradients, average_tensor, clip_gradients, reshard, whole_weights
+from training.recorded import Recorded
 from training.warm import WARM, begin_with, find_warm, write_warm
 from training.watch import Watch
 
@@ -65,6 +73,7 @@ class Run:
         model: What is trained, sharded or not, on the device of `processes`.
         processes: All processes.
         flops_per_sample: Of the model, forward and backward, for MFU; None if nobody counted.
+        recorded: Parts of the steps will be CUDA graphs, see `part`.
     """
 
     def __init__(
@@ -74,8 +83,10 @@ class Run:
         model: nn.Module,
         processes: Processes,
         flops_per_sample: float | None = None,
+        recorded: bool = False,
     ):
         self.config, self.run_dir, self.processes = config, run_dir, processes
+        self.recorded = recorded
         self.model = model.to(processes.device)
         self.names, self.parameters = map(list, zip(*self._trained(), strict=True))
         self.optimizers = build_optimizers(self.model, config.optimizer)
@@ -88,21 +99,33 @@ class Run:
         """What this process of the stage kept for itself; also empty if there were other processes."""
         self.bad = torch.zeros((), device=processes.device)
         """0-dim on the device: 1 if the last step was skipped."""
+        self._generator = torch.Generator(processes.device)
+        self._share = torch.zeros((), device=processes.device)
+        self._numbers: Tensor | None = None
+        if recorded:
+            rates_as_tensors(self.optimizers)
         self.began = time.monotonic()
         resumed = self._resume()
         if not resumed and config.warm_start is not None and (warm := find_warm(config.warm_start)) is not None:
             begin_with(warm, self.model, self.average, self.parameters)
+        if resumed and recorded:  # what was loaded lies elsewhere
+            rates_as_tensors(self.optimizers)
         if processes.rank == 0:
             trim_log(run_dir / LOG, self.step)
             record_start(config, run_dir, processes, self.step)
         self.watch = Watch(config, run_dir, processes, self.step, flops_per_sample)
-        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self._pending: list[tuple[int, float, list[str], Tensor]] = []
         self._signal: int | None = None
         self._clock_share, self._stop, self._last_look, self._next_look = 0.0, False, (self.step, self.began), 0
 
     def generator(self, salt: int = 0) -> torch.Generator:
-        """Return the generator of this step."""
-        return rng_for(self.config.seed + salt, self.step, self.processes.rank, self.processes.device)
+        """Return the run's generator, set to the beginning of this step: always the same object."""
+        seed = seed_for(self.config.seed + salt, self.step, self.processes.rank)
+        return self._generator.manual_seed(seed)
+
+    def part(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a part of the steps as it is to be called: recorded where the run records."""
+        return Recorded(function, self._generator) if self.recorded else function
 
     @property
     def progress(self) -> float:
@@ -123,17 +146,39 @@ class Run:
             The gradient's norm.
         """
         loss.backward()
+        self.exchange(loss, *also)
+        self.set_pace(progress)
+        norm = self.update()
+        self.drop_gradients()
+        return norm
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients and their memory."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def exchange(self, *numbers: Tensor) -> None:
+        """Average the gradients, and the 0-dim numbers that must be finite, over the processes; first of three."""
         average_gradients(self.parameters, self.processes)
-        norm = clip_gradients(self.parameters, self.config.optimizer.clip_norm)
         # A mean over processes is finite if and only if all its parts are (or overflow, which is as bad).
-        numbers = average_tensor(torch.stack([number.detach().float() for number in (loss, *also)]), self.processes)
-        self.bad = 1.0 - torch.isfinite(torch.cat([numbers, norm.detach()[None].to(numbers)])).all().float()
-        factor = rate_factor(progress, self.step, self.config.optimizer)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+        mean = average_tensor(torch.stack([number.detach().float() for number in numbers]), self.processes)
+        if self._numbers is None:
+            self._numbers = mean.clone()
+        self._numbers.copy_(mean)
+
+    def set_pace(self, progress: float) -> None:
+        """Set the rates for a step that begins at this share of the run; second of three."""
+        set_rates(self.optimizers, rate_factor(progress, self.step, self.config.optimizer))
+        self._share.fill_(self.average.share(self.step))
+
+    def update(self) -> Tensor:
+        """Let optimizers and average take the step, see `descend`; third of three, on the device alone."""
+        assert self._numbers is not None
+        norm = clip_gradients(self.parameters, self.config.optimizer.clip_norm)
+        finite = torch.isfinite(torch.cat([self._numbers, norm.detach()[None].to(self._numbers)])).all()
+        self.bad.copy_(1.0 - finite.float())
         step_unless(self.bad, self.optimizers)
-        self.average.update(self.parameters, self.step, self.bad)
+        self.average.update(self.parameters, self._share, self.bad)
         return norm
 
     def loop(
@@ -175,7 +220,10 @@ class Run:
         config, progress = self.config, self.progress
         record = advance(progress)
         self.step += 1
-        self._pending.append((self.step, progress, {**record, "bad": self.bad}))
+        record = {**record, "bad": self.bad}
+        # Copied now: the next step may write the same memory.
+        values = torch.stack([value.detach().float() for value in record.values()])
+        self._pending.append((self.step, progress, list(record), values))
         if self.step % config.log_every == 0:
             self._write_log()
         if self.step % config.save_every == 0 and self.progress < 1.0:
@@ -249,12 +297,12 @@ class Run:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        flat = torch.stack([value.detach().float() for _, _, record in pending for value in record.values()])
+        flat = torch.cat([values for *_, values in pending])
         values = iter(average_tensor(flat, self.processes).tolist())
         rates = self.watch.rates(len(pending))
         lines = []
-        for step, progress, record in pending:
-            numbers = {name: next(values) for name in record}
+        for step, progress, names, _ in pending:
+            numbers = {name: next(values) for name in names}
             line: dict[str, Any] = {"step": step, **numbers, "progress": round(progress, 5), **rates}
             lines.append(self._judged(line))
             if self.bad_in_a_row >= self.config.max_bad_steps:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -51,9 +50,10 @@ from training.parallelize import (
     within_shards,
 )
 from training.run import Run
+from training.sheets import SampleSheet, Sheet, decoded_sheet
 from training.simulate import ChunkSource, LatentBank, MixedSource, chunk_seeds, picture_batches
 from training.warm import find_warm
-from training.watch import SampleSheet, count_flops
+from training.watch import count_flops
 
 DECODER_PARTS = ("from_latents", "decoder", "group_out", "fine", "frame_out")
 """Of a CausalGroupAutoencoder: what lies behind the latents."""
@@ -163,7 +163,7 @@ def train_autoencoder(config: TrainConfig, run_dir: Path, processes: Processes) 
         return {"loss": total.detach(), "grad_norm": run.descend(total, progress), **record}
 
     try:
-        run.loop(advance)
+        run.loop(advance, sheet=decoded_sheet(config, device, model, **modules))
         last = next(batches)
     finally:
         source.close()
@@ -227,8 +227,9 @@ def train_decoder(config: TrainConfig, run_dir: Path, processes: Processes) -> P
         psnr = 10 * torch.log10(4.0 / mse)
         return {"loss": loss.detach(), "psnr": psnr, "sharpness": sharpness, "grad_norm": norm, **record}
 
+    sheet = decoded_sheet(config, device, decoder, colour)
     try:
-        run.loop(advance, lambda: {"critic": critic.state_dict()})
+        run.loop(advance, lambda: {"critic": critic.state_dict()}, sheet=sheet)
     finally:
         source.close()
     run.average.copy_to(run.parameters)
@@ -257,7 +258,7 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     if config.compile:
         torch._dynamo.config.recompile_limit = 64  # clips, steps, walks and resets, looked back from or at: each is one
     shard_model(transformer, processes, parallel.shards, config.bf16, parallel.activation_checkpointing, config.compile)
-    run = Run(config, run_dir, transformer, processes, flops)
+    run = Run(config, run_dir, transformer, processes, flops, recorded=config.cuda_graphs)
     source = _source(config, processes)
     colour, disparity = _autoencoders(config, processes, source)
     with run.watch.waiting():
@@ -282,26 +283,41 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         return total, record
 
     ask, dream = within_shards(transformer, losses), within_shards(transformer, walkers.advance)
+    generator, walking = run.generator(), {}
 
-    def advance(progress: float) -> dict[str, Tensor]:
-        generator = run.generator()
-        if run.step // data.renew_every > bank.renewals:
-            with run.watch.waiting():
-                new = bank.renew()
-            walkers.begin((walkers.rows >= new.start) & (walkers.rows < new.stop), generator)
+    def gradients() -> tuple[Tensor, dict[str, Tensor]]:
+        run.drop_gradients()
         rows = torch.randint(len(bank), (sizes["step"],), generator=generator, device=device)
         step = torch.randint(1, data.latent_steps, (sizes["step"],), generator=generator, device=device)
         step = step.maximum(sampler.first_step(rows))
-        walk = walkers.batch(generator)
+        walking["batch"] = walk = walkers.batch(generator)
         batches = {
             "clip": sampler.clips(sizes["clip"], generator),
             "step": joined([sampler.steps(rows, step, generator), walk, sampler.resets(sizes["reset"], generator)]),
         }
         total, record = ask(batches, generator)
-        record = {"loss": total.detach(), "grad_norm": run.descend(total, progress), **record}
+        total.backward()
+        return total.detach(), record
+
+    def walk_on(started: bool) -> None:
+        sigmas, detail = stage.walker_sigmas, stage.walker_detail
+        dream(walking["batch"], predict_clean, scheduler, sigmas, detail, generator, started)
+
+    learn, update = run.part(gradients), run.part(run.update)
+    walk_on_from = {started: run.part(functools.partial(walk_on, started)) for started in (False, True)}
+
+    def advance(progress: float) -> dict[str, Tensor]:
+        run.generator()
+        if run.step // data.renew_every > bank.renewals:
+            with run.watch.waiting():
+                new = bank.renew()
+            walkers.begin((walkers.rows >= new.start) & (walkers.rows < new.stop), generator)
+        total, record = learn()
+        run.exchange(total)
+        run.set_pace(progress)
+        record = {"loss": total, "grad_norm": update(), **record}
         if (run.step + 1) % stage.walker_every == 0:
-            started = progress >= stage.walker_start
-            dream(walk, predict_clean, scheduler, stage.walker_sigmas, stage.walker_detail, generator, started)
+            walk_on_from[progress >= stage.walker_start]()
         return record
 
     try:
@@ -357,18 +373,11 @@ def flops_per_window(config: TrainConfig, transformer: Any) -> float:
     return share * clip + (1 - share) * step
 
 
-def _sheet(config: TrainConfig, colour: Any, disparity: Any, device: str) -> Callable[[dict[str, Tensor]], np.ndarray]:
+def _sheet(config: TrainConfig, colour: Any, disparity: Any, device: str) -> Sheet:
     """Return what draws a sheet of samples of the transformer with given weights."""
-
-    @functools.cache
-    def truth() -> SampleSheet:
-        return SampleSheet(config, device)
-
-    def draw(weights: dict[str, Tensor]) -> np.ndarray:
-        # A copy of its own: the one in training may be compiled and spread over processes.
-        return truth().draw(OwnClips(_components(config, colour, disparity, weights, device)))
-
-    return draw
+    sheet = SampleSheet.of_our_layout(config, device)
+    # A copy of its own: the one in training may be compiled and spread over processes.
+    return lambda weights: sheet.predicted(OwnClips(_components(config, colour, disparity, weights, device)))
 
 
 def _source(config: TrainConfig, processes: Processes) -> ChunkSource | MixedSource:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: how fast it is, TensorBoard, sheets of samples."""
+"""What a run shows of itself: how fast it is, TensorBoard, the files of sheets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from aether_env.conventions import FAR_DEPTH
-from aether_env.sim import draw_clips, plan_clips, seed_in
-from aether_env.visual import colour_depth, contact_sheet, write_png
-from aether_env.world_model.clip_model import ClipModel
+from aether_env.visual import write_png
 from training.config import TrainConfig
 from training.parallelize import Processes
 
 logger = logging.getLogger(__name__)
 SAMPLES, TENSORBOARD = "samples", "tensorboard"
-SHEET_FRAMES = (0, 4, 8, 12, 16)
-"""Frames of a clip on a sheet."""
 
 
 class Watch:
@@ -153,36 +148,3 @@ def peak_flops(config: TrainConfig, device: str) -> float | None:
         end.synchronize()
         times.append(start.elapsed_time(end) / 1000 / rounds)
     return 2 * size**3 / min(times)
-
-
-class SampleSheet:
-    """Clips of fixed validation seeds, and what a model predicts from their first pictures along their paths.
-
-    Args:
-        config: Of the run: size, speed, scene family, number of clips.
-        device: Where the clips are drawn.
-    """
-
-    def __init__(self, config: TrainConfig, device: str):
-        data, count = config.data, config.watch.sheet_clips
-        seeds = [seed_in("validation", index) for index in range(count)]
-        plans = plan_clips(seeds, num_frames=SHEET_FRAMES[-1] + 1, fps=data.fps, family=data.family, threads=1)
-        clips = draw_clips(plans, height=data.height, width=data.width, device=device, supersample=data.supersample)
-        self.rgb, self.depth = clips.rgb.cpu().numpy(), clips.depth.cpu().numpy()
-        self.path = clips.world_from_camera.double().cpu().numpy()
-        self.intrinsics = clips.intrinsics[:, 0].double().cpu().numpy()
-
-    def draw(self, model: ClipModel) -> np.ndarray:
-        """Return four rows a clip: true colour, predicted colour, true depth, predicted depth; (H, W, 3) uint8."""
-        dream = model.predict(
-            self.rgb[:, 0], depth=self.depth[:, 0], world_from_camera=self.path, intrinsics=self.intrinsics,
-            seeds=list(range(len(self.rgb))),
-        )  # fmt: skip
-        frames = list(SHEET_FRAMES)
-        cells: list[np.ndarray] = []
-        for true, dreamed, true_depth, dreamed_depth in zip(self.rgb, dream.rgb, self.depth, dream.depth, strict=True):
-            near = max(float(np.quantile(true_depth, 0.02)), 1e-3)
-            depths = [colour_depth(depth[frames], near, FAR_DEPTH) for depth in (true_depth, dreamed_depth)]
-            for row in (true[frames], dreamed[frames], *depths):
-                cells += list(row)
-        return contact_sheet(cells, columns=len(frames))

@@ -86,8 +86,9 @@ class Window:
 
 def channel_mask(mask: Tensor) -> Tensor:
     """Spread (B, N, 3) over channels: (B, N, TARGET_CHANNELS, 1, 1)."""
-    sizes = torch.tensor([LATENT_CHANNELS, LATENT_CHANNELS, RAY_CHANNELS], device=mask.device)
-    return mask.repeat_interleave(sizes, dim=-1, output_size=TARGET_CHANNELS)[..., None, None]
+    sizes = (LATENT_CHANNELS, LATENT_CHANNELS, RAY_CHANNELS)
+    parts = [mask[..., i : i + 1].expand(*mask.shape[:-1], size) for i, size in enumerate(sizes)]
+    return torch.cat(parts, dim=-1)[..., None, None]
 
 
 def transformer_input(window: Window, noisy: Tensor) -> Tensor:

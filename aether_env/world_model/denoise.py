@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from aether_env.world_model.conditions import HISTORY, Window, transformer_input
 from aether_env.world_model.network import CleanPrediction, Past
+
+_prepared: WeakKeyDictionary[Any, tuple[tuple, Tensor]] = WeakKeyDictionary()
+"""What each scheduler was last asked for here, and the levels that it keeps of that."""
+
+
+def _set_levels(scheduler: Any, sigmas: list[float], device: torch.device) -> None:
+    """Prepare a scheduler. Its levels go to the device once: a copy makes a GPU wait, and cannot be recorded."""
+    asked, before = (tuple(sigmas), device), _prepared.get(scheduler)
+    if before is None or before[0] != asked or before[1] is not scheduler.sigmas:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
+        _prepared[scheduler] = asked, scheduler.sigmas
+    scheduler._step_index = None
+    scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
 
 
 def look_back(predict_clean: CleanPrediction, window: Window) -> tuple[Past | None, Window]:
@@ -54,8 +68,7 @@ def denoise(
         Clean latents, shaped as the noise; only dreamed slots mean anything.
     """
     past, window = look_back(predict_clean, window)
-    scheduler.set_timesteps(sigmas=list(sigmas), device=noise.device)
-    scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
+    _set_levels(scheduler, sigmas, noise.device)
     latents, first = noise, noise
     for index, timestep in enumerate(scheduler.timesteps):
         sigma = torch.full((1,), sigmas[index], device=noise.device)

@@ -426,7 +426,9 @@ def test_damaged_shards_are_left_out_and_named(shards, tmp_path, caplog):
     ("settings", "message"),
     [
         ({"sources": ()}, "sources must name at least one"),
-        ({"sources": ("video=clips",)}, "KIND one of simulator, shards, sintel, scannet, got 'video=clips'"),
+        ({"sources": ("video=clips",)}, "KIND one of simulator, shards, sintel, scannet, tum, got 'video=clips'"),
+        ({"sources": ("bonn=clips",)}, "'bonn=clips': its groundtruth.txt follows markers and .*; annotate"),
+        ({"sources": ("kitti=clips",)}, "'kitti=clips': the pictures with depth .* without poses; annotate"),
         ({"sources": ("shards",)}, "sources must name a folder"),
         ({"sources": ("simulator=clips",)}, "sources must name a folder"),
         ({"sources": ("simulator@0",)}, "positive weights, got 'simulator@0'"),

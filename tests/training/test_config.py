@@ -125,9 +125,7 @@ def test_other_devices_are_refused(device):
 @pytest.mark.parametrize(
     ("recipe", "part", "change", "message"),
     [
-        ("debug_cpu_autoencoder", "watch", {"sheet_every": 5}, "watch.sheet_every must be 0 .*'autoencoder', got 5"),
-        ("debug_cpu_decoder", "watch", {"sheet_every": 5}, "watch.sheet_every"),
-        ("aetherv1_paper", "watch", {"sheet_every": 5}, "watch.sheet_every"),
+        ("finetune", "aetherv1", {"objective": AetherV1Config(prediction="flow")}, "watch.sheet_every must .*got 500"),
         ("mini_autoencoder", "parallel", {"activation_checkpointing": True}, "parallel.activation_checkpointing"),
         ("mini_decoder", "parallel", {"activation_checkpointing": True}, "parallel.activation_checkpointing"),
         ("aetherv1_paper", "data", {"sources": ("shards=clips",)}, "data.sources .*aetherv1.sources"),

@@ -466,9 +466,9 @@ def test_videos_of_the_test_sets_layouts_become_clips_with_truth_where_they_have
     assert caught.value.reason == "damaged"
 
 
-@pytest.mark.parametrize("name", ["bonn", "kitti", "tum"])
-def test_sets_whose_layout_tells_no_camera_are_refused_with_the_reason(tmp_path, name):
-    with pytest.raises(ValueError, match=f"'{name}'.*without poses.*without intrinsics; annotate"):
+@pytest.mark.parametrize("name, why", [("bonn", "follows markers .* scales"), ("kitti", "come without poses")])
+def test_sets_whose_layout_tells_no_camera_are_refused_with_the_reason(tmp_path, name, why):
+    with pytest.raises(ValueError, match=f"'{name}': .*{why}; annotate"):
         FolderClips.open(name, tmp_path)
 
 

@@ -95,7 +95,9 @@ class Training:
             norm = clip_gradients(self.parameters, OPTIMIZER.clip_norm)
             bad = (~norm.isfinite()).float()
             step_unless(bad, self.optimizers)
-            self.average.update(self.parameters, self.step, bad)
+            self.average.update(self.parameters, self.average.share(self.step), bad)
+            for parameter in self.parameters:
+                parameter.grad = None
             self.step += 1
             records.append((float(average_tensor(loss.detach().double(), self.processes)), float(norm)))
         return records

@@ -110,7 +110,7 @@ def test_every_recipe_can_be_said_on_the_command_line(recipe):
             "warm_start must be a run or its folder warm/ in the stage",
         ),
         ("--recipe debug_cpu_decoder --warm-start mini", "warm_start must be a run or its folder warm/ in the stage"),
-        ("--recipe debug_cpu_autoencoder --watch.sheet-every 2", "watch.sheet_every must be 0 in the stage"),
+        ("--recipe finetune --aetherv1.objective.prediction flow", "watch.sheet_every must be 0 where aetherv1"),
     ],
 )
 def test_impossible_settings_give_one_plain_line_and_leave_nothing(options, said, tmp_path, capsys):

@@ -29,6 +29,8 @@ the colour camera's optical centre, tx ty tz qx qy qz qw), which Bonn shares; Sc
 Sintel's poses come out inverted. Principal points come out half a pixel larger: these sets count pixel centres at
 integers (Sintel's is 511.5, 217.5 in 1024 x 436 pixels), see conventions for ours.
 
+Training takes more of TUM as published, with depth and the publisher's intrinsics: see tum.py.
+
 Bonn's groundtruth.txt follows markers on the sensor and not the camera, and the published transform between the two
 (`compute_global_transformation.py`) is not rigid (it scales by 1.059): its videos have no poses. Its depth is taken by
 time; the public scripts pair the files by their place in the folder, which differs where a picture was dropped.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.datasets.files import DatasetError, DepthFormat, picture_size, read_rgb
+from training.evaluation.datasets.lens import Lens
 
 WINDOW_STEP = 8
 """Frames by which a window is shortened for a video that is shorter than it."""
@@ -53,6 +54,8 @@ class LabelledVideo:
     """(T,) float64 seconds, where the set has them."""
     skipped: int = 0
     """Frames of this part of the recording that were left out for want of truth."""
+    lens: Lens | None = None
+    """What took the pictures, where they are to be straightened; `intrinsics` are those of the straight ones."""
     height: int = field(init=False)
     width: int = field(init=False)
 
@@ -67,7 +70,7 @@ class LabelledVideo:
         for what in ("depth_paths", "world_from_camera", "intrinsics", "timestamps"):
             if (values := getattr(self, what)) is not None and len(values) != len(self):
                 raise DatasetError(f"{self.rgb_paths[0].parent}: has {len(self)} frames but {len(values)} {what}.")
-        size = picture_size(self.rgb_paths[0])
+        size = picture_size(self.rgb_paths[0]) if self.lens is None else (self.lens.height, self.lens.width)
         _check_sizes(self.rgb_paths, picture_size, size)
         if self.depth_paths is not None:
             assert self.depth_format is not None
@@ -90,7 +93,7 @@ class LabelledVideo:
             raise DatasetError(
                 f"{self.rgb_paths[index]}: is {rgb.shape[:2]} when upright, not {self.height, self.width}."
             )
-        return rgb
+        return rgb if self.lens is None else self.lens.straightened(rgb)
 
     def depth(self, index: int) -> np.ndarray:
         """Return the depth of one frame, (H, W) float32 metres, 0 where unknown.
@@ -102,6 +105,8 @@ class LabelledVideo:
         if self.depth_paths is None or self.depth_format is None:
             raise ValueError(f"{self.name} has no depth; look at depth_paths before asking.")
         depth = self.depth_format.read(self.depth_paths[index])
+        if self.lens is not None:
+            depth = self.lens.straightened(depth, nearest=True)
         return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
     def read(self, frames: range | None = None) -> LabelledFrames:
@@ -158,4 +163,4 @@ def windows(number_of_frames: int, window: int = 41, stride: int = 8) -> list[ra
 def _check_sizes(paths: tuple[Path, ...], size_of: Callable[[Path], tuple[int, int]], wanted: tuple[int, int]) -> None:
     for path in paths:
         if (size := size_of(path)) != wanted:
-            raise DatasetError(f"{path}: is {size} pixels, the video's first frame {wanted} (h, w).")
+            raise DatasetError(f"{path}: is {size} pixels, the video {wanted} (h, w).")
