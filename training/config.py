@@ -145,6 +145,11 @@ class TransformerConfig:
     """Standard deviation of the noise on shown latents of an env step, in training and in use."""
     memory_share: float = 0.6
     """Share of env steps that are shown a memory."""
+    step_guess: bool = False
+    """Show an env step what the frames so far look like from the wanted poses, in training and in use; see
+    aether_env/world_model/reproject.py."""
+    guess_share: float = 0.9
+    """Share of env steps that are shown it in training."""
     mask_shares: tuple[float, float, float, float] = (0.30, 0.40, 0.28, 0.02)
     """Clips: observation and goal, observation, all frames, nothing (AETHER section 3.3)."""
     path_share: float = 0.5
@@ -166,6 +171,7 @@ class TransformerConfig:
             raise ValueError(f"step, walker and reset shares must leave some clips, got {shares}.")
         check_mask_shares(self.mask_shares)
         fields_in_range(self, "walker_start", "memory_share", "path_share", "first_ray_share", low=0, high=1)
+        fields_in_range(self, "guess_share", low=0, high=1)
         fields_in_range(self, "find_pure_share", "follow_pure_share", low=0, high=1)
         fields_in_range(self, "walker_sigmas", low=0, high=1, ends="(]")
         sigmas = self.walker_sigmas

@@ -69,8 +69,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_copy_(buffers, list(after.unbind()))
         rows, columns = parameters[0].shape
         update = orthogonal(torch.lerp(gradient, after, momentum)) * (rate * math.sqrt(max(1.0, rows / columns)))
-        torch._foreach_mul_(parameters, 1 - decay)
-        torch._foreach_sub_(parameters, list(update.to(after.dtype).unbind()))
+        weights: list[Tensor] = list(parameters)
+        torch._foreach_mul_(weights, 1 - decay)
+        torch._foreach_sub_(weights, list(update.to(after.dtype).unbind()))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from aether_env.world_model.conditions import (
     transformer_input,
 )
 from aether_env.world_model.denoise import denoise, look_back, step_detail
-from aether_env.world_model.latents import CELL
+from aether_env.world_model.latents import CELL, Codec
 from aether_env.world_model.network import CleanPrediction
+from aether_env.world_model.reproject import Views, guess_latents, reproject
 from training.config import TransformerConfig
 from training.simulate import LatentBank
 
@@ -64,11 +65,30 @@ def rays(bank: LatentBank, rows: Tensor, frames: Tensor, reference: Tensor, unit
     return slot_raymaps(camera, bank.intrinsics[rows], unit, height, width, CELL, ORIGIN_GAIN)
 
 
-class Sampler:
-    """Draws batches of windows from a bank. Every draw comes from the generator it is given."""
+class Walked(NamedTuple):
+    """What B walks have seen at each of their latent steps."""
 
-    def __init__(self, bank: LatentBank, config: TransformerConfig):
+    latents: Tensor
+    """(B, latent steps, 32, h, w)."""
+    rgb: Tensor
+    """(B, latent steps, H, W, 3) uint8: the last frame of each; of steps that are still to come the truth."""
+    depth: Tensor
+    """(B, latent steps, H, W) float16 metres."""
+
+
+class Sampler:
+    """Draws batches of windows from a bank. Every draw comes from the generator it is given.
+
+    Args:
+        bank: Of clips; where guesses are shown, with views.
+        config: What windows are like.
+        codec: Encodes guesses; needed with `config.step_guess`.
+        bf16: Encode them in bfloat16.
+    """
+
+    def __init__(self, bank: LatentBank, config: TransformerConfig, codec: Codec | None = None, bf16: bool = False):
         self.bank, self.config, self.layout = bank, config, bank.layout
+        self.codec, self.bf16 = codec, bf16
         # On the device from the beginning: a copy in the middle of a step would make a GPU wait.
         self._kinds = torch.tensor(config.mask_shares, device=bank.device).cumsum(0)[:3]
 
@@ -148,7 +168,7 @@ class Sampler:
         return torch.where(self.bank.old_unit[rows], HISTORY + 1, 1)
 
     def steps(
-        self, rows: Tensor, step: Tensor, generator: torch.Generator, dreamt: Tensor | None = None, later: bool = True
+        self, rows: Tensor, step: Tensor, generator: torch.Generator, dreamt: Walked | None = None, later: bool = True
     ) -> Batch:
         """Env steps: memory, three steps of history, and the new one to be dreamed.
 
@@ -156,7 +176,7 @@ class Sampler:
             rows: (B,) clips.
             step: (B,) the latent step to be dreamed, at least 1.
             generator: For memory and noise.
-            dreamt: (B, latent steps, 32, h, w) what the model itself dreamed of the walk so far; None shows the truth.
+            dreamt: What the model itself dreamed of the walks so far; None shows the truth.
             later: Memory may also come from later in the walk.
         """
         layout, config, bank, size = self.layout, self.config, self.bank, len(rows)
@@ -181,7 +201,7 @@ class Sampler:
         target = torch.cat([colour, disparity, ray], dim=2)
         known = target.clone()
         if dreamt is not None:
-            known[:, :-1, : RAY.start] = dreamt[torch.arange(size, device=device)[:, None], slots[:, :-1]]
+            known[:, :-1, : RAY.start] = dreamt.latents[torch.arange(size, device=device)[:, None], slots[:, :-1]]
         noise = torch.randn(known[:, :-1, : RAY.start].shape, generator=generator, device=device)
         known[:, :-1, : RAY.start] += config.history_noise * noise
         mask = torch.zeros(size, WINDOW, 3, device=device)
@@ -189,7 +209,42 @@ class Sampler:
         mask[:, -1, 2] = 1.0
         dreamed = torch.zeros(size, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        return Batch(Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1), target)
+        guessed = None
+        if config.step_guess:
+            seen = (
+                torch.stack([step - 1, slots[:, 0]], dim=1),
+                torch.stack([torch.ones_like(has_memory), has_memory], 1),
+            )
+            known[:, -1, : RAY.start], share = self._guess(rows, step, *seen, dreamt)
+            given = torch.rand(size, generator=generator, device=device) < config.guess_share
+            guessed = share * given[:, None, None]
+        return Batch(Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1, guessed=guessed), target)
+
+    @torch.no_grad()
+    def _guess(
+        self, rows: Tensor, step: Tensor, seen: Tensor, there: Tensor, dreamt: Walked | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the latents of a guess at steps (B,) and how much of each cell it shows, as an env step is given.
+
+        Args:
+            rows: (B,) clips.
+            step: (B,) what is guessed.
+            seen: (B, 2) steps whose last frames are looked at.
+            there: (B, 2) bool, which of these there are.
+            dreamt: As `steps`.
+        """
+        bank, layout = self.bank, self.layout
+        assert self.codec is not None and bank.views is not None
+        rgb, depth = bank.views if dreamt is None else (dreamt.rgb, dreamt.depth)
+        of = (rows if dreamt is None else torch.arange(len(rows), device=rows.device))[:, None]
+        # In the window's world, like the raymaps.
+        world = inverse_pose(bank.world_from_camera[rows, layout.walk_frames[step - 1, 3]])[:, None]
+        poses = world @ bank.world_from_camera[rows[:, None], layout.walk_frames[seen, 3]]
+        wanted = world @ bank.world_from_camera[rows[:, None], layout.walk_frames[step]]
+        guess = reproject(Views(rgb[of, seen], depth[of, seen], poses, there), bank.intrinsics[rows], wanted)
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16):
+            latents, share = guess_latents(self.codec, guess, bank.walk_unit[rows])
+        return latents.float(), share
 
 
 class Walkers:
@@ -206,20 +261,23 @@ class Walkers:
         self.step = torch.randint(1, steps, (size,), generator=generator, device=bank.device)
         self.step = self.step.maximum(sampler.first_step(self.rows))
         self.dreamt = self._truth()
+        self.views = self._true_views()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed run needs."""
-        return {"dreamt": self.dreamt, "rows": self.rows, "step": self.step}
+        state = {"dreamt": self.dreamt, "rows": self.rows, "step": self.step}
+        return state if self.views is None else state | {"rgb": self.views[0], "depth": self.views[1]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo `state_dict`."""
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
         self.dreamt.copy_(finite_or(self.dreamt, self._truth()))
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Return the next step of every walk."""
-        return self.sampler.steps(self.rows, self.step, generator, self.dreamt, later=False)
+        rgb, depth = (self.dreamt, self.dreamt) if self.views is None else self.views
+        return self.sampler.steps(self.rows, self.step, generator, Walked(self.dreamt, rgb, depth), later=False)
 
     @torch.no_grad()
     def advance(
@@ -242,7 +300,11 @@ class Walkers:
             details = step_detail(detail, self.step - 1)
             latents = denoise(predict_clean, scheduler, batch.window, noise, list(sigmas), details)
         new = finite_or(latents[:, -1, : RAY.start].float(), batch.target[:, -1, : RAY.start])
-        self.dreamt[torch.arange(self.size, device=latents.device), self.step] = new
+        walk = torch.arange(self.size, device=latents.device)
+        if self.views is not None and dream:
+            rgb, depth = self._decoded(new, self.dreamt[walk, self.step - 1], self.rows)
+            self.views[0][walk, self.step], self.views[1][walk, self.step] = rgb, depth
+        self.dreamt[walk, self.step] = new
         self.step.add_(1)
         ended = self.step >= self.dreamt.shape[1]
         self.begin(ended, generator)
@@ -261,8 +323,28 @@ class Walkers:
         noise = torch.randn(batch.target[:, -1:].shape, generator=generator, device=rows.device)
         dreamt = denoise(predict_clean, scheduler, batch.window, noise, [1.0])[:, -1, DISPARITY]
         before = self.dreamt[chosen, 0, DISPARITY]
-        dreamt = finite_or(dreamt.float(), before)
-        self.dreamt[chosen, 0, DISPARITY] = torch.where(blind[chosen][:, None, None, None], dreamt, before)
+        dreamt = torch.where(blind[chosen][:, None, None, None], finite_or(dreamt.float(), before), before)
+        self.dreamt[chosen, 0, DISPARITY] = dreamt
+        if self.views is not None:
+            first = self.dreamt[chosen, 0]
+            depth = self._decoded(first, torch.zeros_like(first), rows)[1]
+            before = self.views[1][chosen, 0]
+            self.views[1][chosen, 0] = torch.where(blind[chosen][:, None, None], depth, before)
+
+    def _decoded(self, latents: Tensor, previous: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last frames, (B, H, W, 3) uint8 and (B, H, W) float16 metres, of latent steps (B, 32, h, w).
+
+        Args:
+            latents: Of the steps.
+            previous: Of the steps before them, zeros where there is none.
+            rows: (B,) their clips.
+        """
+        codec, unit = self.sampler.codec, self.sampler.bank.walk_unit[rows]
+        assert codec is not None
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.sampler.bf16):
+            rgb = codec.decode_colour(latents[:, None, COLOUR], previous[:, COLOUR])[:, -1]
+            depth = codec.decode_depth(latents[:, None, DISPARITY], unit, previous[:, DISPARITY])[:, -1]
+        return rgb, depth.half()
 
     def begin(self, which: Tensor, generator: torch.Generator) -> None:
         """Start the given walks anew, each in another clip."""
@@ -270,11 +352,18 @@ class Walkers:
         self.rows.copy_(torch.where(which, rows, self.rows))
         self.step.copy_(torch.where(which, self.sampler.first_step(self.rows), self.step))
         self.dreamt.copy_(torch.where(which[:, None, None, None, None], self._truth(), self.dreamt))
+        for view, truth in zip(self.views or (), self._true_views() or (), strict=True):
+            view.copy_(torch.where(which.view(-1, *[1] * (view.ndim - 1)), truth, view))
 
     def _truth(self) -> Tensor:
         bank, layout, rows = self.sampler.bank, self.sampler.layout, self.rows[:, None]
         colour, disparity = bank.colour[rows, layout.walk_colour], bank.disparity[rows, layout.walk_disparity]
         return torch.cat([colour.float(), disparity.float()], dim=2)
+
+    def _true_views(self) -> tuple[Tensor, Tensor] | None:
+        """Return the last frames of all steps, (B, steps, H, W, 3) uint8 and (B, steps, H, W) float16 metres."""
+        views = self.sampler.bank.views
+        return None if views is None else (views[0][self.rows], views[1][self.rows])
 
 
 def finite_or(dream: Tensor, truth: Tensor) -> Tensor:

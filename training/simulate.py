@@ -255,6 +255,7 @@ class LatentBank:
         device: str,
         source: Callable[[int], Chunk],
         renewals: int = 0,
+        views: bool = False,
     ):
         self.config, self.device, self.source = config, device, source
         self.colour_vae, self.disparity_vae = colour, disparity
@@ -270,6 +271,11 @@ class LatentBank:
         self.unit = torch.empty(clips, len(config.clip_starts), device=device)
         self.walk_unit = torch.empty(clips, device=device)
         self.old_unit = torch.empty(clips, dtype=torch.bool, device=device)
+        size = (clips, config.latent_steps, config.height, config.width)
+        self.views = (
+            (torch.empty(*size, 3, dtype=torch.uint8, device=device), torch.empty(size, **half)) if views else None
+        )
+        """Where asked for, the last frame of every step of a walk, and its depth in metres."""
         for number in sorted(live_chunks(config.chunks, renewals)):
             self._fill(number)
 
@@ -287,6 +293,10 @@ class LatentBank:
         rows = slice(place * self.config.chunk_clips, (place + 1) * self.config.chunk_clips)
         self.world_from_camera[rows] = clips.world_from_camera.double()
         self.intrinsics[rows] = clips.intrinsics[:, 0]
+        if self.views is not None:
+            last = self.layout.walk_frames[:, -1]
+            self.views[0][rows] = clips.rgb[:, last]
+            self.views[1][rows] = torch.where(clips.valid[:, last], clips.depth[:, last], FAR_DEPTH).half()
         unit = torch.stack(
             [unit_from_depth(clips.depth[:, s], clips.valid[:, s]) for s in self.config.clip_starts], dim=1
         )

@@ -27,7 +27,7 @@ from aether_env.world_model.conditions import (
     transformer_input,
 )
 from aether_env.world_model.denoise import look_back
-from aether_env.world_model.latents import CELL
+from aether_env.world_model.latents import CELL, Codec
 from aether_env.world_model.network import PROMPT_DIM, CleanPrediction, build_transformer
 from aether_env.world_model.own_clips import OwnClips
 from training.aetherv1_stage import check_aetherv1_stage, open_sources, train_aetherv1
@@ -262,13 +262,14 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
     source = _source(config, processes)
     colour, disparity = _autoencoders(config, processes, source)
     with run.watch.waiting():
-        bank = LatentBank(data, colour, disparity, device, source, max(run.step - 1, 0) // data.renew_every)
-    sampler, sizes = Sampler(bank, stage), stage.windows(config.batch_size)
+        renewals = max(run.step - 1, 0) // data.renew_every
+        bank = LatentBank(data, colour, disparity, device, source, renewals, views=stage.step_guess)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    decoders = Components(_settings(config), colour, disparity, transformer, scheduler, prompt)
+    sampler, sizes = Sampler(bank, stage, Codec(decoders), config.bf16), stage.windows(config.batch_size)
     walkers = Walkers(sampler, sizes["walker"], run.generator(salt=7))
     if run.own:  # with another number of processes the walks begin anew
         walkers.load_state_dict(run.own["walkers"])
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    decoders = Components(_settings(config), colour, disparity, transformer, scheduler, prompt)
 
     def losses(batches: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         record: dict[str, Tensor] = {}
@@ -415,6 +416,11 @@ def joined(batches: list[Any]) -> Any:
         first.window,
         **{n: torch.cat([getattr(b.window, n) for b in batches]) for n in ("known", "mask", "dreamed")},
     )
+    if any(b.window.guessed is not None for b in batches):
+        size = first.target.shape[-2:]
+        none = (b.window.dreamed.new_zeros(len(b.target), *size) for b in batches)
+        guessed = [n if b.window.guessed is None else b.window.guessed for b, n in zip(batches, none, strict=True)]
+        window = dataclasses.replace(window, guessed=torch.cat(guessed))
     return dataclasses.replace(first, window=window, target=torch.cat([b.target for b in batches]))
 
 
@@ -445,4 +451,5 @@ def _settings(config: TrainConfig) -> Settings:
         history_noise=stage.history_noise,
         step_sigmas=stage.walker_sigmas,
         step_detail=stage.walker_detail,
+        step_guess=stage.step_guess,
     )

@@ -121,6 +121,8 @@ class Settings:
     step_detail: float = 0.0
     """How much farther an env step goes from the first towards the last answer of its network, see `step_detail`
     in denoise.py: so far from the fourth step on."""
+    step_guess: bool = False
+    """Show an env step what the frames so far look like from the wanted poses, see reproject.py."""
     clip_sigmas: tuple[float, ...] = (1.0, 0.6)
     """Noise levels of prediction and planning."""
     reconstruct_sigmas: tuple[float, ...] = (1.0,)
@@ -144,6 +146,8 @@ class Settings:
             raise ValueError(f"history_noise must be at least 0 and below 1, got {self.history_noise!r}.")
         if not _is_number(self.step_detail) or not 0 <= self.step_detail <= 2:
             raise ValueError(f"step_detail must be in 0..2, got {self.step_detail!r}.")
+        if not isinstance(self.step_guess, bool):
+            raise ValueError(f"step_guess must be true or false, got {self.step_guess!r}.")
         for name in ("step_sigmas", "clip_sigmas", "reconstruct_sigmas"):
             levels = getattr(self, name)
             if not isinstance(levels, tuple | list) or not all(_is_number(level) for level in levels):

@@ -34,6 +34,8 @@ CLIP_POSITIONS = (0.0, 1.0, 2.0, 3.0, 4.0)
 STEP_POSITIONS = (-8.0, 1.0, 2.0, 3.0, 4.0)
 """RoPE times of an env step: memory (a place of its own), three steps of history, the new one."""
 BASE_FPS = 12.0
+GUESSED = 0.5
+"""Mask of what is guessed, in the place of 1 for what is known."""
 
 
 def checked_fps(fps: float) -> float:
@@ -76,11 +78,20 @@ class Window:
     """N times for RoPE, in latent steps at BASE_FPS."""
     history: int = 0
     """So many slots at the beginning are only shown and look at themselves alone, not at the slots after them."""
+    guessed: Tensor | None = None
+    """(B, h, w) in 0..1, of the last slot: what share of a cell `known` holds a guess of, in colour and disparity
+    that the masks do not call known; an item without any guess is 0 all over."""
 
     def __getitem__(self, slots: slice) -> Window:
         """Return some of the slots, as a window without history."""
+        count = len(self.positions)
         return Window(
-            self.known[:, slots], self.mask[:, slots], self.dreamed[:, slots], self.positions[slots], history=0
+            self.known[:, slots],
+            self.mask[:, slots],
+            self.dreamed[:, slots],
+            self.positions[slots],
+            history=0,
+            guessed=self.guessed if slots.indices(count)[1] == count else None,
         )
 
 
@@ -95,8 +106,15 @@ def transformer_input(window: Window, noisy: Tensor) -> Tensor:
     """Return (B, N, INPUT_CHANNELS, h, w) for noisy latents (B, N, TARGET_CHANNELS, h, w)."""
     height, width = noisy.shape[-2:]
     noisy = noisy * window.dreamed[..., None, None, None].to(noisy.dtype)
-    known = window.known.to(noisy.dtype) * channel_mask(window.mask).to(noisy.dtype)
+    shown = channel_mask(window.mask).to(noisy.dtype)
     flags = window.mask[..., None, None].to(noisy.dtype).expand(-1, -1, -1, height, width)
+    if window.guessed is not None:
+        guessed = window.guessed[:, None].to(noisy.dtype)
+        has_guess = (guessed.amax(dim=(2, 3), keepdim=True) > 0).to(noisy.dtype)
+        shown, flags = shown.clone(), flags.clone()
+        shown[:, -1, : RAY.start] = torch.maximum(shown[:, -1, : RAY.start], has_guess)
+        flags[:, -1, :2] = torch.maximum(flags[:, -1, :2], GUESSED * guessed)
+    known = window.known.to(noisy.dtype) * shown
     return torch.cat([noisy, known, flags], dim=2)
 
 

@@ -11,16 +11,18 @@ from torch import Tensor
 from aether_env.world_model.conditions import HISTORY, Window, transformer_input
 from aether_env.world_model.network import CleanPrediction, Past
 
-_prepared: WeakKeyDictionary[Any, tuple[tuple, Tensor]] = WeakKeyDictionary()
-"""What each scheduler was last asked for here, and the levels that it keeps of that."""
+_prepared: WeakKeyDictionary[Any, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+"""Of each scheduler, the levels and time steps of what it was asked for here."""
 
 
 def _set_levels(scheduler: Any, sigmas: list[float], device: torch.device) -> None:
     """Prepare a scheduler. Its levels go to the device once: a copy makes a GPU wait, and cannot be recorded."""
-    asked, before = (tuple(sigmas), device), _prepared.get(scheduler)
-    if before is None or before[0] != asked or before[1] is not scheduler.sigmas:
+    known = _prepared.setdefault(scheduler, {})
+    asked = (tuple(sigmas), device)
+    if asked not in known:
         scheduler.set_timesteps(sigmas=list(sigmas), device=device)
-        _prepared[scheduler] = asked, scheduler.sigmas
+        known[asked] = scheduler.sigmas, scheduler.timesteps
+    scheduler.sigmas, scheduler.timesteps = known[asked]
     scheduler._step_index = None
     scheduler.set_begin_index(0)  # otherwise it looks the index up, which makes a GPU wait
 

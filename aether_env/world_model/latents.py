@@ -44,7 +44,10 @@ class Codec:
 
     def encode_colour(self, rgb: Tensor) -> Tensor:
         """Encode (B, T, H, W, 3) uint8 to normalised latents (B, T / 4, 16, h, w)."""
-        video = rgb.movedim(-1, 1).float() / 127.5 - 1.0
+        return self.encode_video(rgb.movedim(-1, 1).float() / 127.5 - 1.0)
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Encode colour (B, 3, T, H, W) in [-1, 1] to normalised latents (B, T / 4, 16, h, w)."""
         vae = self.parts.vae
         return vae.normalise(vae.encode(video).latent_dist.mode()).transpose(1, 2)
 
@@ -55,8 +58,12 @@ class Codec:
         """
         filled = fill_depth(depth.flatten(0, 1)).view(depth.shape)
         stored = encode_disparity(filled, shows_surface(filled), unit, self.parts.settings.headroom)
+        return self.encode_stored(stored[:, None] * 2.0 - 1.0)
+
+    def encode_stored(self, video: Tensor) -> Tensor:
+        """Encode stored disparity (B, 1, T, H, W), as the network sees it in [-1, 1], to latents as `encode_depth`."""
         vae = self.parts.disparity_vae
-        return vae.normalise(vae.encode(stored[:, None] * 2.0 - 1.0).latent_dist.mode()).transpose(1, 2)
+        return vae.normalise(vae.encode(video).latent_dist.mode()).transpose(1, 2)
 
     def decode_colour(self, latents: Tensor, previous: Tensor | None = None) -> Tensor:
         """Decode normalised latents (B, N, 16, h, w) to (B, 4 N, H, W, 3) uint8; `previous` came before them."""

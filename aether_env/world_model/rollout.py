@@ -47,6 +47,7 @@ from aether_env.world_model.promise import (
     check_rules,
     checked_branch,
 )
+from aether_env.world_model.reproject import Views, guess_latents, reproject
 
 MEMORY = 24
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
@@ -69,10 +70,18 @@ class DreamState:
     """(B, HISTORY, 4, 4, 4) float64: poses of the four frames of each."""
     history_filled: Tensor
     """(B, HISTORY) bool."""
+    history_rgb: Tensor
+    """(B, HISTORY, H, W, 3) uint8: the last frame of each."""
+    history_depth: Tensor
+    """(B, HISTORY, H, W) float16, metres or units."""
     memory: Tensor
     """(B, MEMORY, 32, h, w) float16."""
     memory_pose: Tensor
     """(B, MEMORY, 4, 4, 4) float64."""
+    memory_rgb: Tensor
+    """(B, MEMORY, H, W, 3) uint8."""
+    memory_depth: Tensor
+    """(B, MEMORY, H, W) float16."""
     memory_points: Tensor
     """(B, MEMORY, P, 3) float32: where the last frame of each looked, world axes, metres or units."""
     history_points: Tensor
@@ -212,9 +221,13 @@ class DreamWorld:
             history=torch.stack([torch.zeros_like(latents)] * 2 + [latents], dim=1),
             history_pose=pose[:, None].expand(-1, HISTORY, -1, -1, -1).clone(),
             history_filled=filled.clone(),
+            history_rgb=rgb[:, None].expand(-1, HISTORY, -1, -1, -1).clone(),
+            history_depth=depth[:, None].expand(-1, HISTORY, -1, -1).half(),
             history_points=points[:, None].expand(-1, HISTORY, -1, -1).clone(),
             memory=torch.zeros(batch, MEMORY, 32, height, width, dtype=torch.float16, device=device),
             memory_pose=pose[:, None].expand(-1, MEMORY, -1, -1, -1).clone(),
+            memory_rgb=torch.zeros(batch, MEMORY, *rgb.shape[1:], dtype=torch.uint8, device=device),
+            memory_depth=torch.zeros(batch, MEMORY, *depth.shape[1:], dtype=torch.float16, device=device),
             memory_points=torch.zeros(batch, MEMORY, *points.shape[1:], device=device),
             memory_count=zero,
             intrinsics=intrinsics,
@@ -248,7 +261,9 @@ class DreamWorld:
         last = state.history[:, -1]
         rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])
         depth = self.codec.decode_depth(new[:, None, DISPARITY], state.unit.float(), last[:, DISPARITY])
-        state = self._remember(state, new, wanted, self._points(depth[:, -1], state.intrinsics, wanted[:, -1]))
+        points = self._points(depth[:, -1], state.intrinsics, wanted[:, -1])
+        new_step = {"": new, "_pose": wanted, "_points": points, "_rgb": rgb[:, -1], "_depth": depth[:, -1]}
+        state = self._remember(state, new_step)
         return state, self._frames(rgb, depth, wanted, state)
 
     def _in_calls(
@@ -340,13 +355,17 @@ class DreamWorld:
     def _layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return the type and the shape, without B, of every array of a state."""
         latent = (DISPARITY.stop, *self.codec.latent_size)
-        poses, points = (FRAMES_PER_LATENT, 4, 4), (POINTS[0] * POINTS[1], 3)
+        poses, points, size = (FRAMES_PER_LATENT, 4, 4), (POINTS[0] * POINTS[1], 3), (self.height, self.width)
         return {
             "history": ("float32", (HISTORY, *latent)),
             "history_pose": ("float64", (HISTORY, *poses)),
             "history_filled": ("bool", (HISTORY,)),
+            "history_rgb": ("uint8", (HISTORY, *size, 3)),
+            "history_depth": ("float16", (HISTORY, *size)),
             "memory": ("float16", (MEMORY, *latent)),
             "memory_pose": ("float64", (MEMORY, *poses)),
+            "memory_rgb": ("uint8", (MEMORY, *size, 3)),
+            "memory_depth": ("float16", (MEMORY, *size)),
             "memory_points": ("float32", (MEMORY, *points)),
             "history_points": ("float32", (HISTORY, *points)),
             "memory_count": ("int64", ()),
@@ -430,7 +449,17 @@ class DreamWorld:
         mask[:, -1, 2] = 1.0
         dreamed = torch.zeros(batch, WINDOW, device=device)
         dreamed[:, -1] = 1.0
-        return Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1)
+        guessed = None
+        if self.settings.step_guess:
+            views = Views(
+                rgb=torch.stack([state.history_rgb[:, -1], state.memory_rgb[row, best]], dim=1),
+                depth=torch.stack([state.history_depth[:, -1], state.memory_depth[row, best]], dim=1),
+                world_from_camera=torch.stack([camera[:, -2, -1], camera[:, 0, -1]], dim=1),
+                there=torch.stack([torch.ones_like(has_memory), has_memory], dim=1),
+            )
+            guess = reproject(views, state.intrinsics, camera[:, -1])
+            known[:, -1, : RAY.start], guessed = guess_latents(self.codec, guess, state.unit.float())
+        return Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1, guessed=guessed)
 
     def _overlap(self, state: DreamState, wanted: Tensor) -> Tensor:
         """Return the share of each memory's points that the wanted cameras (B, 4, 4) would see, (B, MEMORY)."""
@@ -454,9 +483,14 @@ class DreamWorld:
         world = camera @ world_from_camera[:, :3, :3].mT + world_from_camera[:, None, :3, 3]
         return world.float()
 
-    def _remember(self, state: DreamState, new: Tensor, pose: Tensor, points: Tensor) -> DreamState:
-        """Shift the history; what leaves it goes into memory, over the oldest but the first."""
-        row = torch.arange(len(state), device=new.device)
+    def _remember(self, state: DreamState, new: dict[str, Tensor]) -> DreamState:
+        """Shift the history; what leaves it goes into memory, over the oldest but the first.
+
+        Args:
+            state: Before the step.
+            new: What is kept of it, (B, ...), by the ending of its name in `DreamState`.
+        """
+        row = torch.arange(len(state), device=state.step.device)
         leaves = state.history_filled[:, 0]
         count = state.memory_count
         place = torch.where(count < MEMORY, count, 1 + (count - MEMORY) % (MEMORY - 1))
@@ -470,15 +504,15 @@ class DreamWorld:
         def shift(history: Tensor, value: Tensor) -> Tensor:
             return torch.cat([history[:, 1:], value[:, None].to(history.dtype)], dim=1)
 
+        changed = {}
+        for ending, value in new.items():
+            history = getattr(state, f"history{ending}")
+            changed[f"memory{ending}"] = put(getattr(state, f"memory{ending}"), history[:, 0])
+            changed[f"history{ending}"] = shift(history, value)
         return replace(
             state,
-            memory=put(state.memory, state.history[:, 0]),
-            memory_pose=put(state.memory_pose, state.history_pose[:, 0]),
-            memory_points=put(state.memory_points, state.history_points[:, 0]),
+            **changed,
             memory_count=count + leaves.long(),
-            history=shift(state.history, new),
-            history_pose=shift(state.history_pose, pose),
-            history_points=shift(state.history_points, points),
             history_filled=shift(state.history_filled, torch.ones_like(leaves)),
             step=state.step + 1,
         )

@@ -63,24 +63,26 @@ class Walk:
 
 @dataclass(frozen=True)
 class WalkSet:
-    """The first `count` test seeds, planned at once and drawn in batches.
+    """The first `count` seeds of a split, planned at once and drawn in batches.
 
     Args:
         count: Clips.
         num_frames: Frames of each. Walks are planned as a whole: of another length they go elsewhere.
         settings: Size and speed of the checkpoint's pictures.
         device: Where they are drawn.
+        split: "test", or "validation" for choices.
     """
 
     count: int
     num_frames: int
     settings: Settings
     device: str = "cpu"
+    split: str = "test"
 
     @cached_property
     def plans(self) -> ClipPlans:
         """All clips before they are drawn."""
-        seeds = [seed_in("test", number) for number in range(self.count)]
+        seeds = [seed_in(self.split, number) for number in range(self.count)]
         return plan_clips(seeds, num_frames=self.num_frames, fps=self.settings.fps)
 
     def draw(self, numbers: np.ndarray) -> Walk:
