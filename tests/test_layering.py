@@ -29,7 +29,8 @@ ROOMS = [
     "training.simulate", "training.losses", "training.objective", "training.decoded", "training.aetherv1_objective",
     "training.muon", "training.optimizer", "training.recorded", "training.parallelize", "training.checkpointing",
     "training.folder", "training.warm", "training.watch", "training.run", "training.sheets",
-    "training.discriminator", "training.aetherv1_stage", "training.trainer", "training.train", "training.ship", "training.widen", "training.make_starts",
+    "training.discriminator", "training.aetherv1_stage",
+    "training.trainer", "training.train", "training.ship", "training.widen", "training.make_starts",
     "training.evaluation",
 ]  # fmt: skip
 """From top to bottom; a folder stands for its files, which may import each other."""
