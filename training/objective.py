@@ -70,10 +70,9 @@ class Walked(NamedTuple):
 
     latents: Tensor
     """(B, latent steps, 32, h, w)."""
-    rgb: Tensor
-    """(B, latent steps, H, W, 3) uint8: the last frame of each; of steps that are still to come the truth."""
-    depth: Tensor
-    """(B, latent steps, H, W) float16 metres."""
+    views: tuple[Tensor, Tensor] | None
+    """The last frame of each, (B, latent steps, H, W, 3) uint8, and its depth, (B, latent steps, H, W) float16 metres;
+    of steps that are still to come the true ones. None where no guesses are made of them."""
 
 
 class Sampler:
@@ -211,11 +210,11 @@ class Sampler:
         dreamed[:, -1] = 1.0
         guessed = None
         if config.step_guess:
-            seen = (
-                torch.stack([step - 1, slots[:, 0]], dim=1),
-                torch.stack([torch.ones_like(has_memory), has_memory], 1),
-            )
-            known[:, -1, : RAY.start], share = self._guess(rows, step, *seen, dreamt)
+            # As `DreamWorld` does: what was given first, then old before new.
+            seen = torch.stack([torch.zeros_like(step), slots[:, 0], step - 1], dim=1)
+            old = has_memory & (slots[:, 0] < step)
+            there = torch.stack([step > 1, old, torch.ones_like(old)], dim=1)
+            known[:, -1, : RAY.start], share = self._guess(rows, step, seen, there, dreamt)
             given = torch.rand(size, generator=generator, device=device) < config.guess_share
             guessed = share * given[:, None, None]
         return Batch(Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1, guessed=guessed), target)
@@ -229,13 +228,14 @@ class Sampler:
         Args:
             rows: (B,) clips.
             step: (B,) what is guessed.
-            seen: (B, 2) steps whose last frames are looked at.
-            there: (B, 2) bool, which of these there are.
+            seen: (B, S) steps whose last frames are looked at.
+            there: (B, S) bool, which of these there are.
             dreamt: As `steps`.
         """
         bank, layout = self.bank, self.layout
-        assert self.codec is not None and bank.views is not None
-        rgb, depth = bank.views if dreamt is None else (dreamt.rgb, dreamt.depth)
+        views = bank.views if dreamt is None else dreamt.views
+        assert self.codec is not None and views is not None
+        rgb, depth = views
         of = (rows if dreamt is None else torch.arange(len(rows), device=rows.device))[:, None]
         # In the window's world, like the raymaps.
         world = inverse_pose(bank.world_from_camera[rows, layout.walk_frames[step - 1, 3]])[:, None]
@@ -276,8 +276,7 @@ class Walkers:
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Return the next step of every walk."""
-        rgb, depth = (self.dreamt, self.dreamt) if self.views is None else self.views
-        return self.sampler.steps(self.rows, self.step, generator, Walked(self.dreamt, rgb, depth), later=False)
+        return self.sampler.steps(self.rows, self.step, generator, Walked(self.dreamt, self.views), later=False)
 
     @torch.no_grad()
     def advance(
@@ -326,24 +325,26 @@ class Walkers:
         dreamt = torch.where(blind[chosen][:, None, None, None], finite_or(dreamt.float(), before), before)
         self.dreamt[chosen, 0, DISPARITY] = dreamt
         if self.views is not None:
-            first = self.dreamt[chosen, 0]
-            depth = self._decoded(first, torch.zeros_like(first), rows)[1]
+            depth = self._decoded(self.dreamt[chosen, 0], None, rows)[1]
             before = self.views[1][chosen, 0]
             self.views[1][chosen, 0] = torch.where(blind[chosen][:, None, None], depth, before)
 
-    def _decoded(self, latents: Tensor, previous: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _decoded(self, latents: Tensor, previous: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last frames, (B, H, W, 3) uint8 and (B, H, W) float16 metres, of latent steps (B, 32, h, w).
 
         Args:
             latents: Of the steps.
-            previous: Of the steps before them, zeros where there is none.
+            previous: Of the steps before them; None if they are first pictures, of whose four equal frames a reset
+                takes the first.
             rows: (B,) their clips.
         """
         codec, unit = self.sampler.codec, self.sampler.bank.walk_unit[rows]
         assert codec is not None
+        frame = 0 if previous is None else -1
+        colour, disparity = (None if previous is None else previous[:, block] for block in (COLOUR, DISPARITY))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.sampler.bf16):
-            rgb = codec.decode_colour(latents[:, None, COLOUR], previous[:, COLOUR])[:, -1]
-            depth = codec.decode_depth(latents[:, None, DISPARITY], unit, previous[:, DISPARITY])[:, -1]
+            rgb = codec.decode_colour(latents[:, None, COLOUR], colour)[:, frame]
+            depth = codec.decode_depth(latents[:, None, DISPARITY], unit, disparity)[:, frame]
         return rgb, depth.half()
 
     def begin(self, which: Tensor, generator: torch.Generator) -> None:

@@ -68,6 +68,7 @@ def debug_cpu() -> TrainConfig:
             architecture={"num_attention_heads": 1, "num_layers": 1, "time_embed_dim": 16},
             autoencoder=FRESH,
             walker_every=2,
+            step_guess=True,
         ),
         watch=WatchConfig(sheet_every=24, sheet_clips=1),
         batch_size=32,
@@ -114,7 +115,13 @@ def mini_1gpu() -> TrainConfig:
     """Return the transformer of `mini`, with what has changed since the run in docs/training-log.md."""
     return TrainConfig(
         data=DataConfig(chunk_clips=1024, chunks=32, renew_every=300, workers=10),
-        transformer=TransformerConfig(autoencoder="runs/mini_autoencoder/checkpoint", walker_every=2),
+        transformer=TransformerConfig(
+            autoencoder="runs/mini_autoencoder/checkpoint",
+            walker_every=2,
+            walker_sigmas=(1.0, 0.5),
+            walker_detail=1.3,
+            step_guess=True,
+        ),
         watch=WatchConfig(sheet_every=1_000),
         batch_size=256,
         steps=100_000,

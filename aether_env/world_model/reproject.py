@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, max_pool2d
 
+from aether_env.conventions import FAR_DEPTH
 from aether_env.disparity import encode_disparity, push_pull
 from aether_env.world_model.latents import CELL, Codec, shows_surface
 
@@ -20,6 +21,8 @@ SAME_SURFACE = 0.05
 _FAR_OFF = 0.25
 """A first guess of depth that is off by less than this is mended."""
 _NEAREST = 1e-3
+_SKY = 1e4
+"""Where the sky is put: so far away that no way moves it."""
 
 
 class Views(NamedTuple):
@@ -41,7 +44,7 @@ class Guess(NamedTuple):
     rgb: Tensor
     """(B, T, 3, H, W) float32 in [-1, 1]; anything where nothing is seen."""
     depth: Tensor
-    """(B, T, H, W) float32."""
+    """(B, T, H, W) float32, FAR_DEPTH for the sky."""
     seen: Tensor
     """(B, T, H, W) bool: some view shows what is here."""
 
@@ -58,33 +61,20 @@ def reproject(views: Views, intrinsics: Tensor, world_from_camera: Tensor) -> Gu
         intrinsics: (B, 3, 3) pixels, of all cameras.
         world_from_camera: (B, T, 4, 4) float64, the wanted poses.
     """
-    batch, count, height, width = views.depth.shape
-    times = world_from_camera.shape[1]
-    k = intrinsics.float()
-    rays = _rays(k, height, width)
-    # float64 until the poses are relative: far from the origin float32 would lose the motion.
-    to_target = (_inverse(world_from_camera)[:, None] @ views.world_from_camera[:, :, None]).float()
-    to_view = (_inverse(views.world_from_camera)[:, :, None] @ world_from_camera[:, None]).float()
-    depth = views.depth.float().flatten(2)
-    points = [ray[:, None] * depth for ray in rays]  # 3 of (B, S, P)
-    x, y, z = _moved(to_target, [p[:, :, None] for p in points])
-    u, v = _pixels(k[:, None, None], x, y, z)
-    usable = views.there[:, :, None, None] & (z > _NEAREST)
-    nearest = _splat(u, v, z, usable, height, width, reach=0)
-    dilated = _splat(u, v, z, usable, height, width, reach=1)
-
-    picture = torch.cat([views.rgb.float().movedim(-1, 2) / 127.5 - 1, views.depth.float().reciprocal()[:, :, None]], 2)
-    picture = picture[:, :, None].expand(-1, -1, times, -1, -1, -1).flatten(0, 2)
-    rgb = torch.zeros(batch, count, times, 3, height * width, device=z.device)
-    found = torch.zeros_like(rgb[:, :, :, 0])
-    seen = torch.zeros_like(found, dtype=torch.bool)
+    height, width = views.depth.shape[-2:]
+    away = torch.where(shows_surface(views.depth), views.depth.float(), _SKY)
+    view, target = views.world_from_camera[:, :, None], world_from_camera[:, None]
+    u, v, z = _carried(away[:, :, None], intrinsics, _inverse(target) @ view)
+    z = torch.where(views.there[:, :, None, None, None] & (z > _NEAREST), z, torch.inf)
+    back = _inverse(view) @ target
+    picture = torch.cat([views.rgb.float().movedim(-1, 2) / 127.5 - 1, away.reciprocal()[:, :, None]], dim=2)
+    picture = picture[:, :, None].expand(-1, -1, z.shape[2], -1, -1, -1)
     # The wide splat has no cracks in what is near; where it goes over an edge, the narrow one is asked.
-    for guess in (dilated, nearest):
-        colour, better, fits = _looked_up(guess, picture, rays, k, to_view, height, width)
-        new = fits & ~seen
-        rgb = torch.where(new[:, :, :, None], colour, rgb)
-        found, seen = torch.where(new, better, found), seen | fits
-    return _stacked(rgb, found, seen, height, width)
+    rgb, depth, seen = _looked_up(_splat(u, v, z, wide=True), picture, intrinsics, back)
+    more_rgb, more_depth, more = _looked_up(_splat(u, v, z, wide=False), picture, intrinsics, back)
+    rgb, depth = torch.where(seen[:, :, :, None], rgb, more_rgb), torch.where(seen, depth, more_depth)
+    guess = _stacked(rgb, depth, seen | more)
+    return guess._replace(depth=guess.depth.clamp(max=FAR_DEPTH))
 
 
 def guess_latents(codec: Codec, guess: Guess, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,20 +99,27 @@ def guess_latents(codec: Codec, guess: Guess, unit: Tensor) -> tuple[Tensor, Ten
 
 
 def _looked_up(
-    depth: Tensor, picture: Tensor, rays: list[Tensor], k: Tensor, to_view: Tensor, height: int, width: int
+    depth: Tensor, picture: Tensor, intrinsics: Tensor, view_from_target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return colour (B, S, T, 3, P), depth and whether it fits (B, S, T, P) of pixels at about these depths."""
+    """Return colour (B, S, T, 3, H, W), depth and whether it fits (B, S, T, H, W) of pixels at about these depths.
+
+    Args:
+        depth: (B, S, T, H, W), infinite where there is none.
+        picture: (B, S, T, 4, H, W) colour and disparity of the views.
+        intrinsics: (B, 3, 3).
+        view_from_target: (B, S, T, 4, 4) float64.
+    """
+    height, width = depth.shape[-2:]
 
     def look(z: Tensor, channels: slice) -> tuple[Tensor, Tensor, Tensor]:
-        x, y, there = _moved(to_view, [ray[:, None, None] * z for ray in rays])
-        u, v = _pixels(k[:, None, None], x, y, there)
-        inside = (there > _NEAREST) & (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
-        grid = torch.stack([u / width, v / height], dim=-1) * 2 - 1
-        grid = torch.where(inside[..., None], grid, 0.0).flatten(0, 2)[:, None]
-        sampled = grid_sample(picture[:, channels], grid, mode="bilinear", padding_mode="border", align_corners=False)
+        u, v, there = _carried(z, intrinsics, view_from_target)
+        grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], dim=-1)
+        inside = (there > _NEAREST) & (grid.abs().amax(-1) <= 1)
+        sampled = grid_sample(
+            picture[:, :, :, channels].flatten(0, 2), grid.flatten(0, 2), padding_mode="border", align_corners=False
+        ).unflatten(0, z.shape[:3])
         # Disparity is linear on every plane, so that its interpolation is exact but at edges, where it fits no side.
-        ratio = 1 / (sampled[:, -1, 0].view_as(z) * there.clamp_min(_NEAREST))
-        return sampled[:, :-1, 0].unflatten(0, z.shape[:3]), ratio, inside
+        return sampled[:, :, :, :-1], 1 / (sampled[:, :, :, -1] * there.clamp_min(_NEAREST)), inside
 
     known = torch.isfinite(depth)
     z = torch.where(known, depth, 1.0)
@@ -132,67 +129,77 @@ def _looked_up(
     return colour, z, known & inside & ((ratio - 1).abs() < SAME_SURFACE)
 
 
-def _stacked(rgb: Tensor, depth: Tensor, seen: Tensor, height: int, width: int) -> Guess:
+def _stacked(rgb: Tensor, depth: Tensor, seen: Tensor) -> Guess:
     """Lay views (B, S, ...) one under the other."""
-    top_rgb, top_depth, any_seen = rgb[:, 0], depth[:, 0], seen[:, 0]
+    top = Guess(rgb[:, 0], depth[:, 0], seen[:, 0])
     for under in range(1, rgb.shape[1]):
-        new = seen[:, under] & ~any_seen
-        top_rgb = torch.where(new[:, :, None], rgb[:, under], top_rgb)
-        top_depth = torch.where(new, depth[:, under], top_depth)
-        any_seen = any_seen | new
-    size = (height, width)
-    return Guess(top_rgb.unflatten(-1, size), top_depth.unflatten(-1, size), any_seen.unflatten(-1, size))
+        top = Guess(
+            torch.where(top.seen[:, :, None], top.rgb, rgb[:, under]),
+            torch.where(top.seen, top.depth, depth[:, under]),
+            top.seen | seen[:, under],
+        )
+    return top
 
 
-def _splat(u: Tensor, v: Tensor, z: Tensor, usable: Tensor, height: int, width: int, reach: int) -> Tensor:
-    """Return the least z (..., P) that lands on each pixel, infinity where none does.
+def _splat(u: Tensor, v: Tensor, z: Tensor, wide: bool) -> Tensor:
+    """Return the least z (..., H, W) that lands on each pixel, infinity where none does.
 
     Args:
-        u: (..., P) where the points land.
-        v: (..., P).
-        z: (..., P).
-        usable: (..., P) or broadcast: the points that count.
-        height: Of the picture.
-        width: Of the picture.
-        reach: 0: on the pixel they land on; 1: on the four whose centres are nearest.
+        u: (..., H, W) where the points land.
+        v: (..., H, W).
+        z: (..., H, W).
+        wide: A point lands on the four pixels whose centres are nearest, not only on the one that it is in.
     """
-    offsets = [(0.0, 0.0)] if reach == 0 else [(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)]
-    least = torch.full((*z.shape[:-1], height * width + 1), torch.inf, device=z.device).flatten(0, -2)
-    for down, right in offsets:
-        column, row = (u + right).floor(), (v + down).floor()
-        lands = usable & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        # Points that land nowhere share one cell beyond the picture.
-        cell = torch.where(lands, row * width + column, float(height * width)).long().flatten(0, -2)
-        least = least.scatter_reduce(1, cell, z.flatten(0, -2), "amin")
-    return least[:, :-1].unflatten(0, z.shape[:-1])
+    height, width = z.shape[-2:]
+    shift = 0.5 if wide else 0.0
+    # A rim of two cells above and to the left, one below and to the right, takes what lands outside; points that are
+    # nowhere have infinite z.
+    column = (u - shift).floor().clamp(-2, width).add_(2)
+    row = (v - shift).floor().clamp(-2, height).add_(2)
+    cell = row.mul_(width + 3).add_(column).nan_to_num_(0.0).long().flatten(-2).flatten(0, -2)
+    least = torch.full((len(cell), (height + 3) * (width + 3)), torch.inf, device=z.device)
+    least = least.scatter_reduce_(1, cell, z.flatten(-2).flatten(0, -2), "amin")
+    least = least.unflatten(1, (1, height + 3, width + 3))
+    if wide:
+        least = -max_pool2d(-least[:, :, 1:-1, 1:-1], 2, stride=1)
+    else:
+        least = least[:, :, 2:-1, 2:-1]
+    return least[:, 0].unflatten(0, z.shape[:-2])
 
 
-def _rays(k: Tensor, height: int, width: int) -> list[Tensor]:
-    """Return x, y, z (B, P) of the rays through the pixels' centres, z = 1."""
-    v, u = torch.meshgrid(
-        *(torch.arange(n, device=k.device, dtype=torch.float32) + 0.5 for n in (height, width)), indexing="ij"
-    )
-    u, v = u.flatten(), v.flatten()
-    y = (v - k[:, 1, 2, None]) / k[:, 1, 1, None]
-    x = (u - k[:, 0, 2, None] - k[:, 0, 1, None] * y) / k[:, 0, 0, None]
-    return [x, y, torch.ones_like(x)]
+def _carried(depth: Tensor, intrinsics: Tensor, to_other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, v and z in another camera of what is seen at these depths; behind that camera u and v mean nothing.
+
+    A pixel p at depth d goes to K R K^-1 p d + K t: the first part is linear in column and row.
+
+    Args:
+        depth: (B, S, T, H, W), or with ones where it is shared.
+        intrinsics: (B, 3, 3).
+        to_other: (B, S, T, 4, 4) float64, of points in camera axes.
+    """
+    height, width = depth.shape[-2:]
+    k = intrinsics.double()[:, None, None]
+    turn = (k @ to_other[..., :3, :3] @ _inverse_of_intrinsics(k)).float()
+    move = (k @ to_other[..., :3, 3:]).float()
+    column = torch.arange(width, device=depth.device) + 0.5
+    row = torch.arange(height, device=depth.device) + 0.5
+
+    def along(axis: int) -> Tensor:
+        part = turn[..., axis, :, None, None]
+        ray = part[..., 0, :, :] * column + (part[..., 1, :, :] * row[:, None] + part[..., 2, :, :])
+        return torch.addcmul(move[..., axis, :, None], ray, depth)
+
+    z = along(2)
+    front = z.clamp_min(_NEAREST)
+    return along(0) / front, along(1) / front, z
 
 
-def _moved(pose: Tensor, point: list[Tensor]) -> list[Tensor]:
-    """Move points, three of (..., P), by poses (..., 4, 4); element by element, so that rows do not mind each other."""
-    x, y, z = point
-    return [
-        pose[..., i, 0, None] * x + pose[..., i, 1, None] * y + pose[..., i, 2, None] * z + pose[..., i, 3, None]
-        for i in range(3)
-    ]
-
-
-def _pixels(k: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u and v; of points behind the camera they mean nothing."""
-    z = z.clamp_min(_NEAREST)
-    x, y = x / z, y / z
-    u = k[..., 0, 0, None] * x + k[..., 0, 1, None] * y + k[..., 0, 2, None]
-    return u, k[..., 1, 1, None] * y + k[..., 1, 2, None]
+def _inverse_of_intrinsics(k: Tensor) -> Tensor:
+    """Invert upper triangular (..., 3, 3) with a last row of 0, 0, 1."""
+    one, zero = torch.ones_like(k[..., 0, 0]), torch.zeros_like(k[..., 0, 0])
+    x, y, skew, u, v = k[..., 0, 0], k[..., 1, 1], k[..., 0, 1], k[..., 0, 2], k[..., 1, 2]
+    rows = [1 / x, -skew / (x * y), (skew * v - u * y) / (x * y), zero, 1 / y, -v / y, zero, zero, one]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
 def _inverse(pose: Tensor) -> Tensor:

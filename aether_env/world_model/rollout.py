@@ -2,7 +2,8 @@
 
 A step looks at a window of five latent steps (memory, three steps of history, the new one), dreams the new one and
 decodes its four frames. The shown steps do not see the new one, so they pass the network once, whatever the number of
-noise levels. All state is in `DreamState`; nothing goes through pixels. See DESIGN decision 5.
+noise levels. A checkpoint may also be shown a guess at the new step, see reproject.py: frames that were seen, moved to
+the wanted poses. Otherwise nothing goes through pixels. All state is in `DreamState`. See DESIGN decision 5.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ from aether_env.world_model.promise import (
     check_rules,
     checked_branch,
 )
-from aether_env.world_model.reproject import Views, guess_latents, reproject
+from aether_env.world_model.reproject import Guess, Views, guess_latents, reproject
 
 MEMORY = 24
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
+VIEWS = 8
+"""Frames that are kept for guesses at the next ones."""
+VIEW_EVERY = 4
+"""Steps between frames that are kept: VIEWS hold the last 24 steps."""
 POINTS = (6, 8)
 """Grid of points by which a remembered view is compared with the wanted one."""
 GPU_ROWS = 16
@@ -70,24 +75,24 @@ class DreamState:
     """(B, HISTORY, 4, 4, 4) float64: poses of the four frames of each."""
     history_filled: Tensor
     """(B, HISTORY) bool."""
-    history_rgb: Tensor
-    """(B, HISTORY, H, W, 3) uint8: the last frame of each."""
-    history_depth: Tensor
-    """(B, HISTORY, H, W) float16, metres or units."""
     memory: Tensor
     """(B, MEMORY, 32, h, w) float16."""
     memory_pose: Tensor
     """(B, MEMORY, 4, 4, 4) float64."""
-    memory_rgb: Tensor
-    """(B, MEMORY, H, W, 3) uint8."""
-    memory_depth: Tensor
-    """(B, MEMORY, H, W) float16."""
     memory_points: Tensor
     """(B, MEMORY, P, 3) float32: where the last frame of each looked, world axes, metres or units."""
     history_points: Tensor
     """(B, HISTORY, P, 3) float32."""
     memory_count: Tensor
     """(B,) int64: how many latent steps were ever remembered."""
+    view_rgb: Tensor
+    """(B, VIEWS, H, W, 3) uint8: the newest frame, the first one, and the last of every VIEW_EVERY-th step."""
+    view_depth: Tensor
+    """(B, VIEWS, H, W) float16, metres or units."""
+    view_pose: Tensor
+    """(B, VIEWS, 4, 4) float64."""
+    view_points: Tensor
+    """(B, VIEWS, P, 3) float32, as `memory_points`."""
     intrinsics: Tensor
     """(B, 3, 3) float64."""
     unit: Tensor
@@ -121,11 +126,11 @@ def _exact_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = usual
 
 
-def _row_by_row(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return what is encoded of a batch, on a CPU row by row: there convolutions of large batches round differently."""
+def _row_by_row(convert: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return what a batch is coded to, on a CPU row by row: there convolutions of large batches round differently."""
     if inputs[0].is_cuda:
-        return encode(*inputs)
-    return torch.cat([encode(*(one[row : row + 1] for one in inputs)) for row in range(len(inputs[0]))])
+        return convert(*inputs)
+    return torch.cat([convert(*(one[row : row + 1] for one in inputs)) for row in range(len(inputs[0]))])
 
 
 class DreamWorld:
@@ -221,15 +226,15 @@ class DreamWorld:
             history=torch.stack([torch.zeros_like(latents)] * 2 + [latents], dim=1),
             history_pose=pose[:, None].expand(-1, HISTORY, -1, -1, -1).clone(),
             history_filled=filled.clone(),
-            history_rgb=rgb[:, None].expand(-1, HISTORY, -1, -1, -1).clone(),
-            history_depth=depth[:, None].expand(-1, HISTORY, -1, -1).half(),
             history_points=points[:, None].expand(-1, HISTORY, -1, -1).clone(),
             memory=torch.zeros(batch, MEMORY, 32, height, width, dtype=torch.float16, device=device),
             memory_pose=pose[:, None].expand(-1, MEMORY, -1, -1, -1).clone(),
-            memory_rgb=torch.zeros(batch, MEMORY, *rgb.shape[1:], dtype=torch.uint8, device=device),
-            memory_depth=torch.zeros(batch, MEMORY, *depth.shape[1:], dtype=torch.float16, device=device),
             memory_points=torch.zeros(batch, MEMORY, *points.shape[1:], device=device),
             memory_count=zero,
+            view_rgb=rgb[:, None].expand(-1, VIEWS, -1, -1, -1).clone(),
+            view_depth=depth[:, None].expand(-1, VIEWS, -1, -1).half(),
+            view_pose=pose[:, -1:].expand(-1, VIEWS, -1, -1).clone(),
+            view_points=points[:, None].expand(-1, VIEWS, -1, -1).clone(),
             intrinsics=intrinsics,
             unit=unit,
             metric=metric,
@@ -259,11 +264,11 @@ class DreamWorld:
         new = denoise(self._predict, self._scheduler, window, noise, self.sigmas, detail)[:, -1, : RAY.start]
 
         last = state.history[:, -1]
-        rgb = self.codec.decode_colour(new[:, None, COLOUR], last[:, COLOUR])
-        depth = self.codec.decode_depth(new[:, None, DISPARITY], state.unit.float(), last[:, DISPARITY])
+        rgb = _row_by_row(self.codec.decode_colour, new[:, None, COLOUR], last[:, COLOUR])
+        depth = _row_by_row(self.codec.decode_depth, new[:, None, DISPARITY], state.unit.float(), last[:, DISPARITY])
         points = self._points(depth[:, -1], state.intrinsics, wanted[:, -1])
-        new_step = {"": new, "_pose": wanted, "_points": points, "_rgb": rgb[:, -1], "_depth": depth[:, -1]}
-        state = self._remember(state, new_step)
+        state = self._remember(state, new, wanted, points)
+        state = self._keep_view(state, rgb[:, -1], depth[:, -1], wanted[:, -1], points)
         return state, self._frames(rgb, depth, wanted, state)
 
     def _in_calls(
@@ -304,7 +309,7 @@ class DreamWorld:
         """Undo `freeze`. See `WorldModel.thaw`."""
         check_about(about, self._about())
         check_arrays(arrays, self._layout())
-        for name in ("history_pose", "memory_pose"):
+        for name in ("history_pose", "memory_pose", "view_pose"):
             check_poses(f"the snapshot's {name}", arrays[name])
         check_intrinsics("the snapshot's intrinsics", arrays["intrinsics"])
         step, unit, branch = arrays["step"], arrays["unit"], arrays["branch"]
@@ -360,15 +365,15 @@ class DreamWorld:
             "history": ("float32", (HISTORY, *latent)),
             "history_pose": ("float64", (HISTORY, *poses)),
             "history_filled": ("bool", (HISTORY,)),
-            "history_rgb": ("uint8", (HISTORY, *size, 3)),
-            "history_depth": ("float16", (HISTORY, *size)),
             "memory": ("float16", (MEMORY, *latent)),
             "memory_pose": ("float64", (MEMORY, *poses)),
-            "memory_rgb": ("uint8", (MEMORY, *size, 3)),
-            "memory_depth": ("float16", (MEMORY, *size)),
             "memory_points": ("float32", (MEMORY, *points)),
             "history_points": ("float32", (HISTORY, *points)),
             "memory_count": ("int64", ()),
+            "view_rgb": ("uint8", (VIEWS, *size, 3)),
+            "view_depth": ("float16", (VIEWS, *size)),
+            "view_pose": ("float64", (VIEWS, 4, 4)),
+            "view_points": ("float32", (VIEWS, *points)),
             "intrinsics": ("float64", (3, 3)),
             "unit": ("float64", ()),
             "metric": ("bool", ()),
@@ -428,7 +433,8 @@ class DreamWorld:
     def _window(self, state: DreamState, wanted: Tensor) -> Window:
         """Lay out memory, history and the wanted poses; the window's world is the last history frame."""
         batch, device = len(state), wanted.device
-        overlap = self._overlap(state, wanted[:, -1])
+        remembered = torch.arange(MEMORY, device=device) < state.memory_count[:, None]
+        overlap = self._overlap(state.memory_points, remembered, state.intrinsics, wanted[:, -1])
         best = overlap.argmax(dim=1)
         row = torch.arange(batch, device=device)
         has_memory = overlap[row, best] >= MIN_OVERLAP
@@ -451,26 +457,55 @@ class DreamWorld:
         dreamed[:, -1] = 1.0
         guessed = None
         if self.settings.step_guess:
-            views = Views(
-                rgb=torch.stack([state.history_rgb[:, -1], state.memory_rgb[row, best]], dim=1),
-                depth=torch.stack([state.history_depth[:, -1], state.memory_depth[row, best]], dim=1),
-                world_from_camera=torch.stack([camera[:, -2, -1], camera[:, 0, -1]], dim=1),
-                there=torch.stack([torch.ones_like(has_memory), has_memory], dim=1),
-            )
-            guess = reproject(views, state.intrinsics, camera[:, -1])
-            known[:, -1, : RAY.start], guessed = guess_latents(self.codec, guess, state.unit.float())
+            guess = reproject(self._views(state, wanted), state.intrinsics, wanted)
+            known[:, -1, : RAY.start], guessed = self._guess_latents(guess, state.unit.float())
         return Window(known, mask, dreamed, STEP_POSITIONS, history=WINDOW - 1, guessed=guessed)
 
-    def _overlap(self, state: DreamState, wanted: Tensor) -> Tensor:
-        """Return the share of each memory's points that the wanted cameras (B, 4, 4) would see, (B, MEMORY)."""
+    def _views(self, state: DreamState, wanted: Tensor) -> Views:
+        """Return the frames that a guess is made of: what was given first, then old before new.
+
+        A surface is shown as it was first seen, however often it was dreamed since: dreams of dreams fade and creep.
+        """
+        row = torch.arange(len(state), device=wanted.device)
+        first_old, count = 2, VIEWS - 2
+        kept = torch.arange(count, device=wanted.device) < (state.step // VIEW_EVERY)[:, None]
+        overlap = self._overlap(state.view_points[:, first_old:], kept, state.intrinsics, wanted[:, -1])
+        best = overlap.argmax(dim=1)
+        chosen = torch.stack([torch.ones_like(best), best + first_old, torch.zeros_like(best)], dim=1)
+        there = torch.stack(
+            [state.step > 0, overlap[row, best] >= MIN_OVERLAP, torch.ones_like(best, dtype=torch.bool)], dim=1
+        )
+        rgb, depth, pose = (
+            array[row[:, None], chosen] for array in (state.view_rgb, state.view_depth, state.view_pose)
+        )
+        return Views(rgb, depth, pose, there)
+
+    def _guess_latents(self, guess: Guess, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """As `guess_latents`, row by row on a CPU."""
+        rows = [slice(None)] if unit.is_cuda else [slice(row, row + 1) for row in range(len(unit))]
+        parts = [guess_latents(self.codec, Guess(*(part[some] for part in guess)), unit[some]) for some in rows]
+        latents, share = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        return latents, share
+
+    def _overlap(self, points: Tensor, kept: Tensor, intrinsics: Tensor, wanted: Tensor) -> Tensor:
+        """Return the share of points (B, N, P, 3) that the wanted cameras (B, 4, 4) would see; 0 where not kept.
+
+        Args:
+            points: World axes.
+            kept: (B, N) bool.
+            intrinsics: (B, 3, 3).
+            wanted: Poses.
+
+        Returns:
+            (B, N).
+        """
         camera = torch.linalg.inv(wanted)
-        points = state.memory_points.double() @ camera[:, None, :3, :3].mT + camera[:, None, None, :3, 3]
-        pixel = points @ state.intrinsics[:, None].mT
+        points = points.double() @ camera[:, None, :3, :3].mT + camera[:, None, None, :3, 3]
+        pixel = points @ intrinsics[:, None].mT
         z = pixel[..., 2].clamp(min=1e-6)
         u, v = pixel[..., 0] / z, pixel[..., 1] / z
         inside = (points[..., 2] > 1e-3) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
-        filled = torch.arange(MEMORY, device=wanted.device) < state.memory_count[:, None]
-        return inside.double().mean(dim=-1) * filled
+        return inside.double().mean(dim=-1) * kept
 
     def _points(self, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
         """Return a few points (B, P, 3) of depth (B, H, W), world axes."""
@@ -483,14 +518,9 @@ class DreamWorld:
         world = camera @ world_from_camera[:, :3, :3].mT + world_from_camera[:, None, :3, 3]
         return world.float()
 
-    def _remember(self, state: DreamState, new: dict[str, Tensor]) -> DreamState:
-        """Shift the history; what leaves it goes into memory, over the oldest but the first.
-
-        Args:
-            state: Before the step.
-            new: What is kept of it, (B, ...), by the ending of its name in `DreamState`.
-        """
-        row = torch.arange(len(state), device=state.step.device)
+    def _remember(self, state: DreamState, new: Tensor, pose: Tensor, points: Tensor) -> DreamState:
+        """Shift the history; what leaves it goes into memory, over the oldest but the first."""
+        row = torch.arange(len(state), device=new.device)
         leaves = state.history_filled[:, 0]
         count = state.memory_count
         place = torch.where(count < MEMORY, count, 1 + (count - MEMORY) % (MEMORY - 1))
@@ -504,18 +534,39 @@ class DreamWorld:
         def shift(history: Tensor, value: Tensor) -> Tensor:
             return torch.cat([history[:, 1:], value[:, None].to(history.dtype)], dim=1)
 
-        changed = {}
-        for ending, value in new.items():
-            history = getattr(state, f"history{ending}")
-            changed[f"memory{ending}"] = put(getattr(state, f"memory{ending}"), history[:, 0])
-            changed[f"history{ending}"] = shift(history, value)
         return replace(
             state,
-            **changed,
+            memory=put(state.memory, state.history[:, 0]),
+            memory_pose=put(state.memory_pose, state.history_pose[:, 0]),
+            memory_points=put(state.memory_points, state.history_points[:, 0]),
             memory_count=count + leaves.long(),
+            history=shift(state.history, new),
+            history_pose=shift(state.history_pose, pose),
+            history_points=shift(state.history_points, points),
             history_filled=shift(state.history_filled, torch.ones_like(leaves)),
             step=state.step + 1,
         )
+
+    def _keep_view(self, state: DreamState, rgb: Tensor, depth: Tensor, pose: Tensor, points: Tensor) -> DreamState:
+        """Keep the last frame of a step as the newest view, and if it is its turn, over the oldest but the first.
+
+        Args:
+            state: After the step.
+            rgb: (B, H, W, 3).
+            depth: (B, H, W).
+            pose: (B, 4, 4).
+            points: (B, P, 3).
+        """
+        row = torch.arange(len(state), device=rgb.device)
+        turn, rest = state.step // VIEW_EVERY, state.step % VIEW_EVERY
+        place = torch.where(rest == 0, 2 + (turn - 1) % (VIEWS - 2), 0)
+        views = {}
+        for name, value in {"rgb": rgb, "depth": depth, "pose": pose, "points": points}.items():
+            view = getattr(state, f"view_{name}").clone()
+            view[:, 0] = value.to(view.dtype)
+            view[row, place] = value.to(view.dtype)
+            views[f"view_{name}"] = view
+        return replace(state, **views)
 
     def _frames(self, rgb: Tensor, depth: Tensor, pose: Tensor, state: DreamState) -> Frames:
         times = rgb.shape[1]

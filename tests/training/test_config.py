@@ -82,7 +82,7 @@ def test_no_setting_takes_a_number_that_is_none_or_below_its_range(settings, nam
         *((DataConfig(), name) for name in ("height", "width", "fps")),
         *((TransformerConfig(), name) for name in ("walker_start", "memory_share", "path_share", "first_ray_share")),
         *((TransformerConfig(), name) for name in ("find_pure_share", "follow_pure_share", "history_noise")),
-        *((TransformerConfig(), name) for name in ("walker_detail", "mask_shares", "walker_sigmas")),
+        *((TransformerConfig(), name) for name in ("walker_detail", "mask_shares", "walker_sigmas", "guess_share")),
         *((DecoderConfig(), name) for name in ["adversarial_start"]),
         *((OptimizerConfig(), name) for name in ("betas", "ema", "decay_share", "rise_share")),
         *((AetherV1Config(), name) for name in ("path_share", "mask_shares")),

@@ -22,7 +22,7 @@ def log_of(run_dir):
 def test_a_recorded_run_has_the_losses_of_one_that_is_not(tmp_path):
     logs = {}
     for recorded in (False, True):
-        transformer = replace(debug_cpu().transformer, walker_start=0.4, walker_every=1, step_guess=True)
+        transformer = replace(debug_cpu().transformer, walker_start=0.4, walker_every=1)
         config = replace(
             debug_cpu(), transformer=transformer, watch=replace(debug_cpu().watch, sheet_every=0), device="cuda",
             threads=0, cuda_graphs=recorded,

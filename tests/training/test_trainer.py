@@ -18,6 +18,8 @@ import training.discriminator
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.network import build_transformer
 from aether_env.world_model.own_clips import OwnClips
+from aether_env.world_model.promise import Start
+from aether_env.world_model.rollout import DreamWorld
 from training.config import (
     DataConfig,
     DecodedConfig,
@@ -89,6 +91,26 @@ def test_a_run_cut_off_where_its_clips_are_renewed_goes_on_to_the_last_bit(runs,
     shutil.rmtree(tmp_path / "cut" / "step_00000005")
     train(config, tmp_path / "cut")
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_run_that_shows_guesses_goes_on_to_the_last_bit_and_exports_what_wants_them(runs, tmp_path):
+    config = transformer_config(runs)
+    guessing = replace(config.transformer, step_guess=True, walker_start=0.0)
+    config = replace(config, transformer=guessing, watch=replace(config.watch, sheet_every=0))
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "step_00000006")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint")
+    train(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    starts = json.loads((tmp_path / "cut" / "environment.json").read_text())
+    assert starts[-1]["from_step"] == 3  # walkers have dreamed once before that, and do so twice after it
+    assert records(tmp_path / "whole")[-1]["step_colour"] != records(runs / "transformer")[-1]["step_colour"]
+    assert load_checkpoint(tmp_path / "cut" / "checkpoint").settings.step_guess
+    world = DreamWorld.from_checkpoint(tmp_path / "cut" / "checkpoint")
+    state, _ = world.start([Start(rgb=np.zeros((16, 24, 3), np.uint8))], [0])
+    _, frames = world.advance(state, np.tile(np.eye(4), (1, 4, 1, 1)))
+    assert np.isfinite(frames.depth).all()
 
 
 def test_a_run_goes_on_though_what_it_began_with_is_gone(runs, tmp_path):

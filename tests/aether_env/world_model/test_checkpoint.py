@@ -55,6 +55,17 @@ def test_a_checkpoint_without_int8_comes_back_as_float16_rounds_it(tmp_path):
     assert not any(p.name.startswith(".") for p in tmp_path.iterdir())
 
 
+def test_a_checkpoint_says_whether_its_steps_are_shown_a_guess_and_an_older_one_does_not_want_it(tmp_path):
+    parts = tiny_components()
+    parts.settings = replace(parts.settings, step_guess=True)
+    save_checkpoint(parts, tmp_path / "guesses")
+    assert load_checkpoint(tmp_path / "guesses").settings == parts.settings
+    settings = json.loads((tmp_path / "guesses" / SETTINGS_FILE).read_text())
+    assert settings.pop("step_guess") is True
+    (tmp_path / "guesses" / SETTINGS_FILE).write_text(json.dumps(settings))
+    assert load_checkpoint(tmp_path / "guesses").settings.step_guess is False
+
+
 def test_int8_rows_are_off_by_at_most_half_a_level():
     matrix = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 3, 7)[:, None]
     packed = pack_weights({"w": matrix, "b": torch.ones(3)}, int8=True)
@@ -412,6 +423,7 @@ def test_only_known_classes_are_built(folder):
         '{"step_sigmas": 1}',
         '{"fps": true}',
         '{"fps": {}}',
+        '{"step_guess": 1}',
         f'{{"headroom": {"9" * 400}}}',
         f'{{"headroom": {"9" * 5000}}}',
     ],
@@ -435,6 +447,9 @@ def test_bad_settings_are_refused_with_the_files_name(folder, text):
         {"history_noise": 1.0},
         {"history_noise": "little"},
         {"history_noise": float("nan")},
+        {"step_guess": 1},
+        {"step_guess": "true"},
+        {"step_guess": None},
         {"clip_sigmas": (1.0, 1.0)},
         {"clip_sigmas": (1.0, "0.5")},
     ],

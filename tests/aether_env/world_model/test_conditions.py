@@ -1,5 +1,7 @@
 """What the network is shown, and the sampling loop: checked against diffusers and closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -8,7 +10,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from aether_env.world_model.conditions import (
     BLOCKS,
     CLIP_POSITIONS,
+    GUESSED,
     INPUT_CHANNELS,
+    RAY,
     STEP_POSITIONS,
     TARGET_CHANNELS,
     Window,
@@ -17,7 +21,7 @@ from aether_env.world_model.conditions import (
     trained_fps,
     transformer_input,
 )
-from aether_env.world_model.denoise import denoise
+from aether_env.world_model.denoise import denoise, look_back
 
 
 def window(batch=2, height=4, width=6, seed=0):
@@ -58,6 +62,92 @@ def test_what_is_not_known_is_not_shown_and_what_is_not_dreamed_has_no_noise():
         assert torch.equal(flags[:, :, index], part[:, :, 0].expand(-1, -1, 4, 6))
     hidden = Window(torch.where(channel_mask(w.mask) > 0, w.known, 99.0), w.mask, w.dreamed, w.positions)
     assert torch.equal(transformer_input(hidden, noisy), shown)
+
+
+def guessing_window():
+    """Two windows; in the last slot of the second something is guessed, of the first nothing."""
+    guessed = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(5)).clamp(min=0.2)
+    guessed[0], guessed[1, :2] = 0.0, 0.0
+    return replace(window(), guessed=guessed)
+
+
+@pytest.mark.parametrize("colour", [0.0, 1.0])
+@pytest.mark.parametrize("disparity", [0.0, 1.0])
+def test_a_guess_is_told_by_half_a_mask_where_nothing_is_known(colour, disparity):
+    w = guessing_window()
+    w.mask[:, -1] = torch.tensor([colour, disparity, 1.0])
+    flags = transformer_input(w, torch.ones_like(w.known))[:, -1, -3:]
+    assert GUESSED == 0.5
+    for index, known in enumerate((colour, disparity)):
+        for row in range(2):
+            wanted = torch.ones(4, 6) if known else 0.5 * w.guessed[row]
+            assert torch.equal(flags[row, index], wanted)
+    assert (flags[:, 2] == 1).all()  # rays are never guessed
+
+
+def test_known_channels_pass_where_they_are_known_or_the_item_has_a_guess_anywhere():
+    w = guessing_window()
+    w.mask[:, -1] = torch.tensor([0.0, 1.0, 0.0])
+    shown = transformer_input(w, torch.ones_like(w.known))[:, :, TARGET_CHANNELS : 2 * TARGET_CHANNELS]
+    colour, disparity, ray = BLOCKS
+    assert not shown[0, -1, colour].any() and torch.equal(shown[0, -1, disparity], w.known[0, -1, disparity])
+    # Also in cells of which nothing is seen: what was filled in there is no secret, and the flags tell.
+    assert torch.equal(shown[1, -1, : RAY.start], w.known[1, -1, : RAY.start])
+    assert not shown[:, -1, ray].any()
+
+
+def test_only_the_last_slot_of_an_item_with_a_guess_is_shown_otherwise_than_without():
+    w = guessing_window()
+    noisy = torch.randn(w.known.shape, generator=torch.Generator().manual_seed(4))
+    with_guess, without = transformer_input(w, noisy), transformer_input(replace(w, guessed=None), noisy)
+    assert torch.equal(with_guess[:, :-1], without[:, :-1])
+    assert torch.equal(with_guess[0], without[0])
+    assert not torch.equal(with_guess[1, -1], without[1, -1])
+
+
+def test_an_item_without_any_guess_does_not_let_through_what_its_known_channels_hold():
+    w = guessing_window()
+    w.mask[:, -1] = torch.tensor([0.0, 0.0, 1.0])
+    other = w.known.clone()
+    other[:, -1, : RAY.start] = 99.0
+    noisy = torch.ones_like(w.known)
+    before, after = transformer_input(w, noisy), transformer_input(replace(w, known=other), noisy)
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def test_the_window_and_its_masks_are_left_as_they_were():
+    w = guessing_window()
+    known, mask, guessed = w.known.clone(), w.mask.clone(), w.guessed.clone()
+    transformer_input(w, torch.ones_like(w.known))
+    assert torch.equal(w.known, known) and torch.equal(w.mask, mask) and torch.equal(w.guessed, guessed)
+
+
+@pytest.mark.parametrize(
+    ("slots", "kept"),
+    [
+        (slice(4), False), (slice(0, 4), False), (slice(1, -1), False),
+        (slice(4, None), True), (slice(-1, None), True), (slice(2, 5), True), (slice(None), True),
+    ],
+)  # fmt: skip
+def test_the_guess_goes_with_the_last_slot_and_with_no_other(slots, kept):
+    w = guessing_window()
+    assert w[slots].guessed is (w.guessed if kept else None)
+    noisy = torch.ones_like(w.known)
+    assert torch.equal(transformer_input(w[slots], noisy[:, slots]), transformer_input(w, noisy)[:, slots])
+
+
+def test_what_is_looked_back_at_holds_no_guess_and_the_rest_keeps_it():
+    w = replace(guessing_window(), history=4)
+    asked = []
+
+    class Network:
+        def look(self, model_input, positions):
+            asked.append(model_input)
+
+    _, rest = look_back(Network(), w)  # type: ignore[arg-type]
+    assert rest.guessed is w.guessed and len(rest.positions) == 1
+    nothing = torch.zeros_like(w.known)
+    assert torch.equal(asked[0], transformer_input(replace(w, guessed=None), nothing)[:, :4])
 
 
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.6], [1.0, 0.85, 0.65, 0.35]])

@@ -296,8 +296,8 @@ def test_other_noise_levels_are_another_world(frozen, tiny_checkpoint):
 def test_each_array_that_is_missing_or_of_another_kind_is_named(world, frozen):
     arrays, about = frozen()
     assert set(arrays) == {
-        *("history", "history_pose", "history_filled", "history_points"),
-        *("memory", "memory_pose", "memory_points", "memory_count"),
+        *("history", "history_pose", "history_filled", "history_points", "history_rgb", "history_depth"),
+        *("memory", "memory_pose", "memory_points", "memory_count", "memory_rgb", "memory_depth"),
         *("intrinsics", "unit", "metric", "nonce", "branch", "step"),
     }
     for name, array in arrays.items():
@@ -309,7 +309,7 @@ def test_each_array_that_is_missing_or_of_another_kind_is_named(world, frozen):
             array[..., None],
             array[0, 0] if array.ndim > 1 else array[0],
             array.astype("float64" if array.dtype != "float64" else "float32"),
-            array.astype(array.dtype.newbyteorder()) if array.dtype.itemsize > 1 else array.view(np.uint8),
+            array.astype(array.dtype.newbyteorder()) if array.dtype.itemsize > 1 else array.view(np.int8),
         ]
         if array.ndim > 1:
             others.append(array[:, 1:])
