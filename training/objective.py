@@ -24,7 +24,7 @@ from aether_env.world_model.conditions import (
 from aether_env.world_model.denoise import denoise, look_back, step_detail
 from aether_env.world_model.latents import CELL, Codec
 from aether_env.world_model.network import CleanPrediction
-from aether_env.world_model.reproject import Views, guess_latents, reproject
+from aether_env.world_model.reproject import Views, guess_latents, inverse_pose, reproject
 from training.config import TransformerConfig
 from training.simulate import LatentBank
 
@@ -39,13 +39,6 @@ class Batch:
     window: Window
     target: Tensor
     """(B, N, TARGET_CHANNELS, h, w)."""
-
-
-def inverse_pose(pose: Tensor) -> Tensor:
-    """Invert rigid transforms (..., 4, 4)."""
-    rotation, translation = pose[..., :3, :3].mT, pose[..., :3, 3:]
-    top = torch.cat([rotation, -rotation @ translation], dim=-1)
-    return torch.cat([top, pose[..., 3:, :]], dim=-2)
 
 
 def rays(bank: LatentBank, rows: Tensor, frames: Tensor, reference: Tensor, unit: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ def reproject(views: Views, intrinsics: Tensor, world_from_camera: Tensor) -> Gu
     height, width = views.depth.shape[-2:]
     away = torch.where(shows_surface(views.depth), views.depth.float(), _SKY)
     view, target = views.world_from_camera[:, :, None], world_from_camera[:, None]
-    u, v, z = _carried(away[:, :, None], intrinsics, _inverse(target) @ view)
+    u, v, z = _carried(away[:, :, None], intrinsics, inverse_pose(target) @ view)
     z = torch.where(views.there[:, :, None, None, None] & (z > _NEAREST), z, torch.inf)
-    back = _inverse(view) @ target
+    back = inverse_pose(view) @ target
     picture = torch.cat([views.rgb.float().movedim(-1, 2) / 127.5 - 1, away.reciprocal()[:, :, None]], dim=2)
     picture = picture[:, :, None].expand(-1, -1, z.shape[2], -1, -1, -1)
     # The wide splat has no cracks in what is near; where it goes over an edge, the narrow one is asked.
@@ -96,6 +96,13 @@ def guess_latents(codec: Codec, guess: Guess, unit: Tensor) -> tuple[Tensor, Ten
     latents = [codec.encode_video(filled[:, :3]), codec.encode_stored(filled[:, 3:])]
     share = guess.seen.float().mean(1).unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).mean((-3, -1))
     return torch.cat(latents, dim=2)[:, 0], share
+
+
+def inverse_pose(pose: Tensor) -> Tensor:
+    """Invert rigid transforms (..., 4, 4)."""
+    rotation = pose[..., :3, :3].mT
+    top = torch.cat([rotation, -(rotation @ pose[..., :3, 3:])], dim=-1)
+    return torch.cat([top, pose[..., 3:, :]], dim=-2)
 
 
 def _looked_up(
@@ -200,10 +207,3 @@ def _inverse_of_intrinsics(k: Tensor) -> Tensor:
     x, y, skew, u, v = k[..., 0, 0], k[..., 1, 1], k[..., 0, 1], k[..., 0, 2], k[..., 1, 2]
     rows = [1 / x, -skew / (x * y), (skew * v - u * y) / (x * y), zero, 1 / y, -v / y, zero, zero, one]
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
-
-def _inverse(pose: Tensor) -> Tensor:
-    """Invert rigid transforms (..., 4, 4)."""
-    rotation = pose[..., :3, :3].mT
-    top = torch.cat([rotation, -(rotation @ pose[..., :3, 3:])], dim=-1)
-    return torch.cat([top, pose[..., 3:, :]], dim=-2)

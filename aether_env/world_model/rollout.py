@@ -50,7 +50,7 @@ from aether_env.world_model.promise import (
 )
 from aether_env.world_model.reproject import Guess, Views, guess_latents, reproject
 
-MEMORY = 24
+MEMORY = 19
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
 VIEWS = 8
 """Frames that are kept for guesses at the next ones."""
