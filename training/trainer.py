@@ -38,7 +38,7 @@ from training.decoded import decoded_loss
 from training.discriminator import Critic, PatchDiscriminator
 from training.folder import EXPORT, check_folder, check_unclaimed, claimed, write_config
 from training.losses import reconstruction_loss, rgb_gradient_energy
-from training.objective import Sampler, Walkers, stage1_loss
+from training.objective import Batch, Sampler, Walkers, stage1_loss
 from training.optimizer import begin_adamw, kept_state, rate_factor
 from training.parallelize import (
     Processes,
@@ -284,7 +284,9 @@ def train_transformer(config: TrainConfig, run_dir: Path, processes: Processes) 
         return total, record
 
     ask, dream = within_shards(transformer, losses), within_shards(transformer, walkers.advance)
-    generator, walking = run.generator(), {}
+    generator = run.generator()
+    walking: dict[str, Batch] = {}
+    """What the walkers are asked in a step and dream after it; a part that is recorded takes no arguments."""
 
     def gradients() -> tuple[Tensor, dict[str, Tensor]]:
         run.drop_gradients()

@@ -111,7 +111,7 @@ def transformer_input(window: Window, noisy: Tensor) -> Tensor:
     if window.guessed is not None:
         guessed = window.guessed[:, None].to(noisy.dtype)
         has_guess = (guessed.amax(dim=(2, 3), keepdim=True) > 0).to(noisy.dtype)
-        shown, flags = shown.clone(), flags.clone()
+        flags = flags.clone()
         shown[:, -1, : RAY.start] = torch.maximum(shown[:, -1, : RAY.start], has_guess)
         flags[:, -1, :2] = torch.maximum(flags[:, -1, :2], GUESSED * guessed)
     known = window.known.to(noisy.dtype) * shown

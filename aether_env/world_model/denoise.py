@@ -20,7 +20,8 @@ def _set_levels(scheduler: Any, sigmas: list[float], device: torch.device) -> No
     known = _prepared.setdefault(scheduler, {})
     asked = (tuple(sigmas), device)
     if asked not in known:
-        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
+        with torch.inference_mode(False):  # they may serve a call with gradients later
+            scheduler.set_timesteps(sigmas=list(sigmas), device=device)
         known[asked] = scheduler.sigmas, scheduler.timesteps
     scheduler.sigmas, scheduler.timesteps = known[asked]
     scheduler._step_index = None

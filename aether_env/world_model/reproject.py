@@ -61,7 +61,6 @@ def reproject(views: Views, intrinsics: Tensor, world_from_camera: Tensor) -> Gu
         intrinsics: (B, 3, 3) pixels, of all cameras.
         world_from_camera: (B, T, 4, 4) float64, the wanted poses.
     """
-    height, width = views.depth.shape[-2:]
     away = torch.where(shows_surface(views.depth), views.depth.float(), _SKY)
     view, target = views.world_from_camera[:, :, None], world_from_camera[:, None]
     u, v, z = _carried(away[:, :, None], intrinsics, inverse_pose(target) @ view)
@@ -89,7 +88,7 @@ def guess_latents(codec: Codec, guess: Guess, unit: Tensor) -> tuple[Tensor, Ten
         Normalised latents (B, 32, h, w) of colour and disparity, holes filled from around them, and the share of
         the pixels of each cell (B, h, w) that are seen.
     """
-    batch, times, height, width = guess.seen.shape
+    batch, times = guess.seen.shape[:2]
     stored = encode_disparity(guess.depth, guess.seen & shows_surface(guess.depth), unit, codec.parts.settings.headroom)
     both = torch.cat([guess.rgb, stored[:, :, None] * 2 - 1], dim=2).flatten(0, 1)
     filled = push_pull(both, guess.seen.flatten(0, 1)).unflatten(0, (batch, times)).transpose(1, 2)

@@ -54,8 +54,10 @@ MEMORY = 19
 """Latent steps that are remembered beyond the history; the first picture is never forgotten."""
 VIEWS = 8
 """Frames that are kept for guesses at the next ones."""
+NEWEST, FIRST, KEPT = 0, 1, 2
+"""Their places: the newest, the first picture, and from KEPT on a ring of older ones."""
 VIEW_EVERY = 4
-"""Steps between frames that are kept: VIEWS hold the last 24 steps."""
+"""Steps between the frames of the ring, which reaches 24 steps back."""
 POINTS = (6, 8)
 """Grid of points by which a remembered view is compared with the wanted one."""
 GPU_ROWS = 16
@@ -467,11 +469,10 @@ class DreamWorld:
         A surface is shown as it was first seen, however often it was dreamed since: dreams of dreams fade and creep.
         """
         row = torch.arange(len(state), device=wanted.device)
-        first_old, count = 2, VIEWS - 2
-        kept = torch.arange(count, device=wanted.device) < (state.step // VIEW_EVERY)[:, None]
-        overlap = self._overlap(state.view_points[:, first_old:], kept, state.intrinsics, wanted[:, -1])
+        kept = torch.arange(VIEWS - KEPT, device=wanted.device) < (state.step // VIEW_EVERY)[:, None]
+        overlap = self._overlap(state.view_points[:, KEPT:], kept, state.intrinsics, wanted[:, -1])
         best = overlap.argmax(dim=1)
-        chosen = torch.stack([torch.ones_like(best), best + first_old, torch.zeros_like(best)], dim=1)
+        chosen = torch.stack([torch.full_like(best, FIRST), KEPT + best, torch.full_like(best, NEWEST)], dim=1)
         there = torch.stack(
             [state.step > 0, overlap[row, best] >= MIN_OVERLAP, torch.ones_like(best, dtype=torch.bool)], dim=1
         )
@@ -559,11 +560,11 @@ class DreamWorld:
         """
         row = torch.arange(len(state), device=rgb.device)
         turn, rest = state.step // VIEW_EVERY, state.step % VIEW_EVERY
-        place = torch.where(rest == 0, 2 + (turn - 1) % (VIEWS - 2), 0)
+        place = torch.where(rest == 0, KEPT + (turn - 1) % (VIEWS - KEPT), NEWEST)
         views = {}
         for name, value in {"rgb": rgb, "depth": depth, "pose": pose, "points": points}.items():
             view = getattr(state, f"view_{name}").clone()
-            view[:, 0] = value.to(view.dtype)
+            view[:, NEWEST] = value.to(view.dtype)
             view[row, place] = value.to(view.dtype)
             views[f"view_{name}"] = view
         return replace(state, **views)
