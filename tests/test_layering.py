@@ -17,6 +17,7 @@ ROOMS = [
     "aether_env.world_model.promise", "aether_env.world_model.noise", "aether_env.world_model.autoencoder",
     "aether_env.world_model.conditions", "aether_env.world_model.network", "aether_env.world_model.checkpoint",
     "aether_env.world_model.denoise", "aether_env.world_model.latents", "aether_env.world_model.reproject",
+    "aether_env.world_model.refine",
     "aether_env.world_model.views",
     "aether_env.world_model.windows", "aether_env.world_model.result", "aether_env.world_model.aetherv1",
     "aether_env.world_model.aetherv1_speed", "aether_env.world_model.import_aetherv1",

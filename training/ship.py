@@ -28,6 +28,7 @@ def main(
     clip_sigmas: tuple[float, ...] | None = None,
     reconstruct_sigmas: tuple[float, ...] | None = None,
     reconstruct_views: int | None = None,
+    reconstruct_refine: bool | None = None,
     int8: bool = True,
 ) -> None:
     """Write the shipped form of a run's checkpoint.
@@ -41,6 +42,7 @@ def main(
         clip_sigmas: Noise levels of prediction and planning, instead of the run's.
         reconstruct_sigmas: Noise levels of reconstruction, instead of the run's.
         reconstruct_views: How often a video is looked at, 1, 2 or 4 times, instead of the run's.
+        reconstruct_refine: Whether what is found of a video is made to fit its pictures, instead of the run's.
         int8: Store matrices as int8.
     """
     from aether_env.world_model.checkpoint import load_checkpoint, save_checkpoint
@@ -62,6 +64,7 @@ def main(
         "clip_sigmas": clip_sigmas,
         "reconstruct_sigmas": reconstruct_sigmas,
         "reconstruct_views": reconstruct_views,
+        "reconstruct_refine": reconstruct_refine,
     }
     parts.settings = replace(parts.settings, **{k: v for k, v in changes.items() if v is not None})
     try:

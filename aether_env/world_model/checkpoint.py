@@ -129,6 +129,8 @@ class Settings:
     """Noise levels of reconstruction, and of the depth of a first picture without depth."""
     reconstruct_views: int = 1
     """How often a video is looked at, see `OwnClips.reconstruct`."""
+    reconstruct_refine: bool = False
+    """Make what was found of a video fit its pictures, see refine.py."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -146,8 +148,9 @@ class Settings:
             raise ValueError(f"history_noise must be at least 0 and below 1, got {self.history_noise!r}.")
         if not _is_number(self.step_detail) or not 0 <= self.step_detail <= 2:
             raise ValueError(f"step_detail must be in 0..2, got {self.step_detail!r}.")
-        if not isinstance(self.step_guess, bool):
-            raise ValueError(f"step_guess must be true or false, got {self.step_guess!r}.")
+        for name in ("step_guess", "reconstruct_refine"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         for name in ("step_sigmas", "clip_sigmas", "reconstruct_sigmas"):
             levels = getattr(self, name)
             if not isinstance(levels, tuple | list) or not all(_is_number(level) for level in levels):

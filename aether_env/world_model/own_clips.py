@@ -41,6 +41,7 @@ from aether_env.world_model.denoise import denoise
 from aether_env.world_model.latents import Codec, at_rest, known_depth, shows_surface
 from aether_env.world_model.noise import CLIP_NOISE, normal_noise
 from aether_env.world_model.promise import Start
+from aether_env.world_model.refine import refine
 from aether_env.world_model.rollout import DreamWorld
 from aether_env.world_model.views import VIEWS, mean_depth, mean_path, relative_scale
 
@@ -55,6 +56,7 @@ class OwnClips:
         parts: Of a checkpoint.
         sigmas: Noise levels at which the network is asked, in all tasks; None takes the checkpoint's of each task.
         reconstruct_views: How often a video is looked at, 1, 2 or 4 times, see `reconstruct`; None: the checkpoint's.
+        reconstruct_refine: Make what was found of a video fit its pictures, see refine.py; None: the checkpoint's.
     """
 
     lengths: tuple[int, ...] = (CLIP_FRAMES,)
@@ -65,7 +67,12 @@ class OwnClips:
     progress: Callable[[int, int], None] | None = None  # never called: a window takes a step or two
 
     def __init__(
-        self, parts: Components, *, sigmas: Sequence[float] | None = None, reconstruct_views: int | None = None
+        self,
+        parts: Components,
+        *,
+        sigmas: Sequence[float] | None = None,
+        reconstruct_views: int | None = None,
+        reconstruct_refine: bool | None = None,
     ):
         settings = parts.settings
         self.parts, self.settings, self.codec = parts, settings, Codec(parts)
@@ -75,6 +82,7 @@ class OwnClips:
         self.reconstruct_sigmas = checked_sigmas("sigmas", settings.reconstruct_sigmas if sigmas is None else sigmas)
         views = settings.reconstruct_views if reconstruct_views is None else reconstruct_views
         self.reconstruct_views = checked_views("reconstruct_views", views)
+        self.reconstruct_refine = settings.reconstruct_refine if reconstruct_refine is None else reconstruct_refine
 
     @classmethod
     def from_checkpoint(cls, model: str | Path = "mini", device: str = "cpu", **kwargs: Any) -> Self:
@@ -120,6 +128,8 @@ class OwnClips:
 
         With `reconstruct_views` of 2 it is also looked at mirrored, with 4 backwards too (unless depth or path are
         known, which belong to the first frame); the result is the mean: disparity, positions, rotations, focal lengths.
+        With `reconstruct_refine` that is then moved to where the pictures agree with each other, see refine.py: what
+        is known stays as it is. The raymap is what the network said.
 
         Args:
             video: (B, 17, H, W, 3) uint8.
@@ -166,7 +176,12 @@ class OwnClips:
                     intrinsics=view.intrinsics(found.intrinsics, self.settings.width),
                 )
             )
-        return result if last == 1 else _mean_of_looks(looks, path_known=world_from_camera is not None)
+        if last > 1:
+            result = _mean_of_looks(looks, path_known=world_from_camera is not None)
+        if not self.reconstruct_refine:
+            return result
+        given = 0 if depth is None else CLIP_FRAMES if np.ndim(depth) == 4 else 1
+        return self._refined(result, given, world_from_camera is not None, intrinsics is not None)
 
     def predict(
         self,
@@ -353,6 +368,25 @@ class OwnClips:
         latents = denoise(predict, self.parts.scheduler, window, noise, sigmas)
         result = self._result(latents, video, first, depths, unit, metric)
         return result if shown is None else replace(result, world_from_camera=shown[0], intrinsics=shown[1])
+
+    def _refined(self, result: ClipResult, given_depth: int, path_known: bool, focal_known: bool) -> ClipResult:
+        """Return what was found, moved to where the pictures agree; the first `given_depth` frames keep their depth."""
+        videos = as_uint8(result.rgb)
+        found = [
+            refine(
+                rgb, depth, poses, intrinsics.mean(0), hold_depth=(np.arange(len(rgb)) < given_depth) & metric,
+                hold_path=path_known, hold_focal=focal_known, device=self.device,
+            )
+            for rgb, depth, poses, intrinsics, metric in zip(
+                videos, result.depth, result.world_from_camera, result.intrinsics, result.metric, strict=True
+            )
+        ]  # fmt: skip
+        result = replace(result, depth=np.stack([one.depth for one in found]))
+        if path_known:
+            return result
+        path = np.stack([one.world_from_camera for one in found])
+        intrinsics = np.stack([one.intrinsics for one in found])
+        return replace(result, world_from_camera=path, intrinsics=np.repeat(intrinsics[:, None], CLIP_FRAMES, axis=1))
 
     def _show_path(
         self, known: Tensor, mask: Tensor, path: np.ndarray | None, intrinsics: np.ndarray | None, unit: Tensor

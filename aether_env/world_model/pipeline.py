@@ -92,8 +92,8 @@ class AetherPipeline:
             device: Where the weights go.
             dtype: Of the published checkpoint's weights, default float32; ours are always float32.
             revision: Of a hub id.
-            settings: Of `OwnClips` (sigmas, reconstruct_views) or of `AetherV1Clips` (size, steps, guidance, progress,
-                fast).
+            settings: Of `OwnClips` (sigmas, reconstruct_views, reconstruct_refine) or of `AetherV1Clips` (size, steps,
+                guidance, progress, fast).
 
         Raises:
             CheckpointError: There is no such checkpoint, or it can not be used.
@@ -102,7 +102,11 @@ class AetherPipeline:
         check_device(device)
         folder = resolve(name, revision=revision)
         ours = (folder / SETTINGS_FILE).exists()
-        known = ("sigmas", "reconstruct_views") if ours else ("size", "steps", "guidance", "progress", "fast")
+        known = (
+            ("sigmas", "reconstruct_views", "reconstruct_refine")
+            if ours
+            else ("size", "steps", "guidance", "progress", "fast")
+        )
         if foreign := sorted(set(settings) - set(known)):
             raise ValueError(f"{foreign[0]} is no setting of {folder}; it has {', '.join(known)}.")
         if ours:

@@ -28,10 +28,10 @@ def with_changed(part: str, folder: Path) -> Path:
 
 
 def test_settings_that_are_asked_for_ship_and_the_others_stay(run, tmp_path):
-    main(run, tmp_path / "out", step_detail=0.3, clip_sigmas=(1.0,), reconstruct_views=2)
+    main(run, tmp_path / "out", step_detail=0.3, clip_sigmas=(1.0,), reconstruct_views=2, reconstruct_refine=True)
     before, after = (load_checkpoint(folder).settings for folder in (run / "checkpoint", tmp_path / "out"))
     assert after.step_detail == 0.3 and after.clip_sigmas == (1.0,)
-    assert after.reconstruct_views == 2
+    assert after.reconstruct_views == 2 and after.reconstruct_refine
     assert after.step_sigmas == before.step_sigmas and after.reconstruct_sigmas == before.reconstruct_sigmas
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -81,6 +82,26 @@ def test_looking_twice_keeps_known_depth_and_path(tiny_checkpoint):
     np.testing.assert_array_equal(result.world_from_camera, sideways(2))
     np.testing.assert_array_equal(result.intrinsics[:, 3], camera(2))
     assert result.metric.all()
+
+
+def test_refining_moves_what_was_found_and_keeps_what_is_known(tiny_checkpoint):
+    plain = OwnClips.from_checkpoint(tiny_checkpoint, reconstruct_refine=False)
+    refining = OwnClips.from_checkpoint(tiny_checkpoint, reconstruct_refine=True)
+    # A camera at rest: random weights find a path, which the pictures contradict.
+    coarse = np.random.default_rng(0).integers(0, 256, (2, 1, 5, 7, 3)).astype(np.uint8)
+    still = np.stack([cv2.resize(one[0], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for one in coarse])
+    video = np.repeat(still[:, None], CLIP_FRAMES, axis=1)
+    found, refined = plain.reconstruct(video), refining.reconstruct(video)
+    assert np.abs(refined.depth / found.depth - 1).max() > 0.01
+    assert np.abs(refined.world_from_camera - found.world_from_camera).max() > 1e-4
+    depth = np.random.default_rng(1).uniform(1, 5, (2, HEIGHT, WIDTH)).astype(np.float32)
+    known = refining.reconstruct(video, depth=depth, world_from_camera=sideways(2), intrinsics=camera(2))
+    np.testing.assert_array_equal(known.depth[:, 0], depth)
+    np.testing.assert_array_equal(known.world_from_camera, sideways(2))
+    np.testing.assert_array_equal(known.intrinsics[:, 3], camera(2))
+    with_intrinsics = refining.reconstruct(video, intrinsics=camera(2))
+    unrefined = plain.reconstruct(video, intrinsics=camera(2))
+    np.testing.assert_allclose(with_intrinsics.intrinsics[:, 0], unrefined.intrinsics.mean(1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("views", [0, 3, True, 8])
