@@ -123,6 +123,7 @@ class OwnClips:
         intrinsics: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
         fps: float | None = None,
+        refine: bool | None = None,
     ) -> ClipResult:
         """Find depth and camera path of a video.
 
@@ -138,6 +139,7 @@ class OwnClips:
             intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
             seeds: B integers; default 0. Without effect where the checkpoint reconstructs at one noise level.
             fps: Of the video; only the checkpoint's.
+            refine: Instead of `reconstruct_refine`.
 
         Returns:
             The video as it was given, with the depth and the path that were found.
@@ -178,7 +180,7 @@ class OwnClips:
             )
         if last > 1:
             result = _mean_of_looks(looks, path_known=world_from_camera is not None)
-        if not self.reconstruct_refine:
+        if not (self.reconstruct_refine if refine is None else refine):
             return result
         given = 0 if depth is None else CLIP_FRAMES if np.ndim(depth) == 4 else 1
         return self._refined(result, given, world_from_camera is not None, intrinsics is not None)

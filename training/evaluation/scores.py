@@ -36,6 +36,10 @@ LEAST_SHARE = {"visible": 0.05, "holes": 0.01, "static": 0.05, "moving": 0.005}
 """Shares of a frame below which its parts (see `parts_in`) are too small to judge; the simulator's movers are small."""
 LEAST_MOTION = 0.1
 """Metres that a camera must move for its direction and its way to count."""
+NETWORK_ERRORS = (
+    "depth_abs_rel", "depth_delta125", "rotation_error_deg", "translation_direction_deg", "fov_error_deg", "ate",
+)  # fmt: skip
+"""What `reconstruction_scores` says of the network alone."""
 PATH_ROWS = ("", "standing_", "straight_")
 """Paths that `path_scores` judges."""
 PATH_ERRORS = ("ate", "rpe_translation", "rpe_rotation_deg")
@@ -196,6 +200,7 @@ def reconstruction_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
         `depth_abs_rel` and `depth_delta125` after alignment by a factor, after that by factor and offset with
         `_scale_shift`; beside them flat depth (`flat_depth_...`, an offset does not help it) and what the autoencoder
         makes of the truth (`autoencoder_depth_...`). Errors of the path: see `_path_and_camera_scores`.
+        Where the pipeline refines (see refine.py), `NETWORK_ERRORS` of the network alone too, named `network_...`.
         `scale_error`, that of the path's length (see `path_metrics`) where the first frame's true depth is given, and
         `scale_error_without_depth`, where lengths are units: NaN where the camera hardly moves.
     """
@@ -214,6 +219,11 @@ def reconstruction_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
     for name, found, known in (("", told, told.metric), ("_without_depth", result, np.ones_like(goes))):
         errors = [scale_error(path, true) for path, true in zip(found.world_from_camera, walk.path, strict=True)]
         scores[f"scale_error{name}"] = np.where(goes & known, errors, np.nan)
+    if pipeline.reconstruct_refine:
+        network = pipeline.reconstruct(walk.rgb, seeds=seeds, refine=False)
+        errors_of = _path_and_camera_scores(network, walk)
+        errors_of |= _depth_scores("depth", _tensor(network.depth, walk), depth, valid)
+        scores |= {f"network_{name}": errors_of[name] for name in NETWORK_ERRORS}
     return scores | _path_and_camera_scores(result, walk)
 
 

@@ -21,6 +21,7 @@ _MEANS = (
     *(f"{name}_{error}" for name in _DEPTHS for error in ("abs_rel", "delta125")),
     "depth_abs_rel_scale_shift", "depth_delta125_scale_shift",
     *(f"{row}{error}" for row in PATH_ROWS for error in PATH_ERRORS),
+    "network_depth_abs_rel", "network_depth_delta125", "network_ate",
 )  # fmt: skip
 _MEDIANS = {
     "depth_abs_rel_median": "depth_abs_rel",
@@ -38,6 +39,9 @@ _MEDIANS = {
     "guessed_fov_error_deg_median": "guessed_fov_error_deg",
     "focal_error_median": "focal_error",
     "guessed_focal_error_median": "guessed_focal_error",
+    "network_rotation_error_deg_median": "network_rotation_error_deg",
+    "network_translation_direction_deg_median": "network_translation_direction_deg",
+    "network_fov_error_deg_median": "network_fov_error_deg",
 }
 
 Statistic = Callable[..., Any]

@@ -36,6 +36,7 @@ class Reconstructor:
     """Finds what the test says, and the truth where it is told depth, both in a unit of its own."""
 
     codec = DepthCodec()
+    reconstruct_refine = False
 
     def __init__(self, walk: Walk, *, unit: float = 3.0, told_unit: float = 1.0, turn: float = 0.0, zoom: float = 1.0):
         self.walk, self.unit, self.told_unit = walk, unit, told_unit
@@ -46,7 +47,7 @@ class Reconstructor:
         self.depth = walk.clips.depth.numpy()
         self.metric = np.ones(len(walk.path), bool)
 
-    def reconstruct(self, video, *, seeds, depth=None):
+    def reconstruct(self, video, *, seeds, depth=None, refine=None):
         if depth is not None:
             np.testing.assert_array_equal(depth, self.walk.first_depth)
         unit = self.unit if depth is None else self.told_unit
@@ -83,6 +84,22 @@ def test_an_offset_of_depth_is_forgiven_by_the_second_alignment_alone(walk: Walk
     pipeline.depth = pipeline.depth + 2
     found = scores.reconstruction_scores(pipeline, walk, 0)
     assert found["depth_abs_rel"].min() > 0.05 and found["depth_abs_rel_scale_shift"] == pytest.approx(0, abs=1e-4)
+
+
+def test_what_refining_gains_stands_beside_the_network_alone(walk: Walk):
+    class Refining(Reconstructor):
+        reconstruct_refine = True
+
+        def reconstruct(self, video, *, refine=None, **given):
+            found = super().reconstruct(video, **given)
+            found.intrinsics = (
+                found.intrinsics if refine is None else found.intrinsics * [[1.1, 1, 1], [1, 1.1, 1], [1, 1, 1]]
+            )
+            return found
+
+    found = scores.reconstruction_scores(Refining(walk), walk, 0)
+    assert found["fov_error_deg"] == pytest.approx(0, abs=1e-4) and (found["network_fov_error_deg"] > 1).all()
+    assert "network_fov_error_deg" not in scores.reconstruction_scores(Reconstructor(walk), walk, 0)
 
 
 def test_known_errors_of_path_and_camera_are_their_closed_form(walk: Walk):
