@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, max_pool2d
+from torch.nn.functional import grid_sample
 
 from aether_env.conventions import FAR_DEPTH
 from aether_env.disparity import encode_disparity, push_pull
@@ -119,8 +119,9 @@ def _looked_up(
 
     def look(z: Tensor, channels: slice) -> tuple[Tensor, Tensor, Tensor]:
         u, v, there = _carried(z, intrinsics, view_from_target)
-        grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], dim=-1)
-        inside = (there > _NEAREST) & (grid.abs().amax(-1) <= 1)
+        across, down = u * (2 / width) - 1, v * (2 / height) - 1
+        grid = torch.stack([across, down], dim=-1)
+        inside = (there > _NEAREST) & (across.abs() <= 1) & (down.abs() <= 1)
         sampled = grid_sample(
             picture[:, :, :, channels].flatten(0, 2), grid.flatten(0, 2), padding_mode="border", align_corners=False
         ).unflatten(0, z.shape[:3])
@@ -167,7 +168,9 @@ def _splat(u: Tensor, v: Tensor, z: Tensor, wide: bool) -> Tensor:
     least = least.scatter_reduce_(1, cell, z.flatten(-2).flatten(0, -2), "amin")
     least = least.unflatten(1, (1, height + 3, width + 3))
     if wide:
-        least = -max_pool2d(-least[:, :, 1:-1, 1:-1], 2, stride=1)
+        least = least[:, :, 1:-1, 1:-1]
+        least = torch.minimum(least[..., :-1], least[..., 1:])  # quicker than max_pool2d on a CPU
+        least = torch.minimum(least[..., :-1, :], least[..., 1:, :])
     else:
         least = least[:, :, 2:-1, 2:-1]
     return least[:, 0].unflatten(0, z.shape[:-2])

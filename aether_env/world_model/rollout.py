@@ -48,6 +48,7 @@ from aether_env.world_model.promise import (
     check_rules,
     checked_branch,
 )
+from aether_env.world_model.quantised import quantised
 from aether_env.world_model.reproject import Guess, Views, guess_latents, reproject
 
 MEMORY = 19
@@ -145,7 +146,8 @@ class DreamWorld:
         fps: Frames per second; must be the checkpoint's.
         frames_per_step: Must be 4.
         sigmas: Noise levels of a step; None takes the checkpoint's. More levels cost more time.
-        dtype: Of the network: "float32", or "bfloat16" (autocast), quicker on GPUs.
+        dtype: Of the network: "float32", on a CPU with int8 inside where that loses nothing, see quantised.py; or
+            "bfloat16" (autocast), quicker on GPUs.
         rows_at_once: Rows of every call of the networks: a smaller batch is filled up, a larger one parted. On a GPU
             rounding depends on the size of a call, so that a row is the same in any batch only where it does not
             vary. None is `GPU_ROWS` on a GPU, and on a CPU, whose rounding does not depend on it, the whole batch.
@@ -184,7 +186,7 @@ class DreamWorld:
         on_gpu = self.codec.device.type == "cuda"
         self.rows_at_once = GPU_ROWS if rows_at_once is None and on_gpu else rows_at_once
         self.sigmas = checked_sigmas("sigmas", settings.step_sigmas if sigmas is None else sigmas)
-        self._predict = self.codec.predict_clean(self.fps, bf16=dtype == "bfloat16")
+        self._predict = quantised(self.codec.predict_clean(self.fps, bf16=dtype == "bfloat16"))
         self._scheduler = components.scheduler
 
     @classmethod

@@ -12,6 +12,7 @@ from aether_env.envs.snapshots import pack, unpack
 from aether_env.world_model.checkpoint import load_checkpoint
 from aether_env.world_model.conditions import HISTORY
 from aether_env.world_model.promise import BRANCHES, Start
+from aether_env.world_model.quantised import QuantisedPrediction
 from aether_env.world_model.rollout import MEMORY, VIEWS, DreamWorld
 
 HEIGHT, WIDTH = 16, 24
@@ -63,8 +64,10 @@ def test_with_rows_at_once_every_call_has_as_many_rows_and_a_dream_is_the_same_t
         module.register_forward_hook(lambda module, inputs, output, name=name: asked[name].add(len(output)))
     starts, seeds = [start(i, depth=i != 1) for i in range(4)], [11, 12, 13, 14]
     state, seen = walk(parted, starts, seeds, 2)
-    # The decoders' convolutions round large batches otherwise on a CPU, so that they get single rows there.
-    assert asked == {"network": {size}, "decoder": {1}}
+    # The decoders' convolutions round large batches otherwise on a CPU, so that they get single rows there; int8 is
+    # rounded by the range of a call.
+    quick = isinstance(parted._predict, QuantisedPrediction)
+    assert asked == {"network": {1 if quick else size}, "decoder": {1}}
     whole, _ = walk(world, starts, seeds, 2)
     torch.testing.assert_close(state.history, whole.history, atol=1e-5, rtol=0)
     for row in range(4):
