@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": ("aether_env.commands", "predict", "dream what a camera sees that goes on from a picture"),
     "plan": ("aether_env.commands", "plan", "dream the way from a picture to a goal picture"),
     "import-aetherv1": ("aether_env.world_model.import_aetherv1", "main", "make a folder of the published checkpoint"),
+    "annotate": ("training.annotate.run", "main", "find the cameras of RGB-D videos and make clips of them"),
     "evaluate": ("training.evaluation.evaluate", "main", "measure a checkpoint: tables, JSON, intervals"),
 }
 """Name -> (module, its function of typed arguments, what it does)."""
