@@ -7,6 +7,7 @@ the item's own seed, never on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -108,6 +109,12 @@ class OwnClips:
         """Write the checkpoint's folder; weights become int8 and float16, as in the package."""
         save_checkpoint(self.parts, folder)
 
+    def without_refining(self) -> Self:
+        """Return the same model, which leaves what the network found of a video as it is."""
+        same = copy(self)
+        same.reconstruct_refine = False
+        return same
+
     def units(self, depth: np.ndarray) -> np.ndarray:
         """Return the metres (B,) of one unit, where first frames have the depth (B, H, W); 1 where it shows nothing."""
         known = torch.as_tensor(np.nan_to_num(np.asarray(depth, np.float32), nan=0.0, posinf=0.0, neginf=0.0))
@@ -123,7 +130,6 @@ class OwnClips:
         intrinsics: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
         fps: float | None = None,
-        refine: bool | None = None,
     ) -> ClipResult:
         """Find depth and camera path of a video.
 
@@ -139,7 +145,6 @@ class OwnClips:
             intrinsics: (B, 3, 3) pixels, where known; needed with `world_from_camera`.
             seeds: B integers; default 0. Without effect where the checkpoint reconstructs at one noise level.
             fps: Of the video; only the checkpoint's.
-            refine: Instead of `reconstruct_refine`.
 
         Returns:
             The video as it was given, with the depth and the path that were found.
@@ -180,7 +185,7 @@ class OwnClips:
             )
         if last > 1:
             result = _mean_of_looks(looks, path_known=world_from_camera is not None)
-        if not (self.reconstruct_refine if refine is None else refine):
+        if not self.reconstruct_refine:
             return result
         given = 0 if depth is None else CLIP_FRAMES if np.ndim(depth) == 4 else 1
         return self._refined(result, given, world_from_camera is not None, intrinsics is not None)

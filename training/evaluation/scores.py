@@ -220,7 +220,7 @@ def reconstruction_scores(pipeline: OwnClips, walk: Walk, seed: int) -> Scores:
         errors = [scale_error(path, true) for path, true in zip(found.world_from_camera, walk.path, strict=True)]
         scores[f"scale_error{name}"] = np.where(goes & known, errors, np.nan)
     if pipeline.reconstruct_refine:
-        network = pipeline.reconstruct(walk.rgb, seeds=seeds, refine=False)
+        network = pipeline.without_refining().reconstruct(walk.rgb, seeds=seeds)
         errors_of = _path_and_camera_scores(network, walk)
         errors_of |= _depth_scores("depth", _tensor(network.depth, walk), depth, valid)
         scores |= {f"network_{name}": errors_of[name] for name in NETWORK_ERRORS}

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 
-from aether_env.camera import intrinsics_from_fov
+from aether_env.camera import intrinsics_from_fov, scale_poses
+from aether_env.world_model import own_clips
 from aether_env.world_model.own_clips import CLIP_FRAMES, OwnClips
 from aether_env.world_model.promise import Start
+from aether_env.world_model.refine import Refined
 from aether_env.world_model.rollout import DreamWorld
 from aether_env.world_model.views import View
 
@@ -84,24 +85,31 @@ def test_looking_twice_keeps_known_depth_and_path(tiny_checkpoint):
     assert result.metric.all()
 
 
-def test_refining_moves_what_was_found_and_keeps_what_is_known(tiny_checkpoint):
-    plain = OwnClips.from_checkpoint(tiny_checkpoint, reconstruct_refine=False)
-    refining = OwnClips.from_checkpoint(tiny_checkpoint, reconstruct_refine=True)
-    # A camera at rest: random weights find a path, which the pictures contradict.
-    coarse = np.random.default_rng(0).integers(0, 256, (2, 1, 5, 7, 3)).astype(np.uint8)
-    still = np.stack([cv2.resize(one[0], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for one in coarse])
-    video = np.repeat(still[:, None], CLIP_FRAMES, axis=1)
-    found, refined = plain.reconstruct(video), refining.reconstruct(video)
-    assert np.abs(refined.depth / found.depth - 1).max() > 0.01
-    assert np.abs(refined.world_from_camera - found.world_from_camera).max() > 1e-4
+@pytest.mark.parametrize("known", [False, True], ids=["nothing known", "depth, path and intrinsics known"])
+def test_what_is_found_is_refined_and_what_is_known_is_held(tiny_checkpoint, monkeypatch, known):
+    def refined(rgb, depth, world_from_camera, intrinsics, *, hold_depth, hold_path, hold_focal, device):
+        assert rgb.dtype == np.uint8 and intrinsics.shape == (3, 3)
+        assert (hold_path, hold_focal) == (known, known)
+        assert hold_depth.tolist() == [known] + [False] * (CLIP_FRAMES - 1)
+        depth = np.where(hold_depth[:, None, None], depth, 2 * depth)
+        path = world_from_camera if hold_path else scale_poses(world_from_camera, 2.0)
+        return Refined(depth, path, intrinsics if hold_focal else intrinsics + np.diag([1.0, 1.0, 0.0]), (2.0, 1.0))
+
+    monkeypatch.setattr(own_clips, "refine", refined)
+    looker = OwnClips.from_checkpoint(tiny_checkpoint, reconstruct_refine=True)
     depth = np.random.default_rng(1).uniform(1, 5, (2, HEIGHT, WIDTH)).astype(np.float32)
-    known = refining.reconstruct(video, depth=depth, world_from_camera=sideways(2), intrinsics=camera(2))
-    np.testing.assert_array_equal(known.depth[:, 0], depth)
-    np.testing.assert_array_equal(known.world_from_camera, sideways(2))
-    np.testing.assert_array_equal(known.intrinsics[:, 3], camera(2))
-    with_intrinsics = refining.reconstruct(video, intrinsics=camera(2))
-    unrefined = plain.reconstruct(video, intrinsics=camera(2))
-    np.testing.assert_allclose(with_intrinsics.intrinsics[:, 0], unrefined.intrinsics.mean(1), rtol=1e-6)
+    given = {"depth": depth, "world_from_camera": sideways(2), "intrinsics": camera(2)} if known else {}
+    video = pictures(2, CLIP_FRAMES)
+    found, plain = looker.reconstruct(video, **given), looker.without_refining().reconstruct(video, **given)
+    np.testing.assert_array_equal(found.depth[:, 1:], 2 * plain.depth[:, 1:])
+    np.testing.assert_array_equal(found.depth[:, 0], depth if known else 2 * plain.depth[:, 0])
+    if known:
+        np.testing.assert_array_equal(found.world_from_camera, sideways(2))
+        np.testing.assert_array_equal(found.intrinsics[:, 3], camera(2))
+    else:
+        np.testing.assert_allclose(found.world_from_camera[..., :3, 3], 2 * plain.world_from_camera[..., :3, 3])
+        np.testing.assert_allclose(found.intrinsics[:, 3, 0, 0], plain.intrinsics[..., 0, 0].mean(1) + 1)
+    np.testing.assert_array_equal(found.rgb, video)
 
 
 @pytest.mark.parametrize("views", [0, 3, True, 8])

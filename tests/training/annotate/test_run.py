@@ -154,10 +154,11 @@ def test_processes_outlive_videos_that_kill_them(tmp_path, calls):
 def test_after_ctrl_c_nothing_is_half_written_and_no_process_is_left(tmp_path, calls):
     sources = write_videos(tmp_path / "in", "endless", "one", "slow1")
     code = (
-        "from pathlib import Path; from training.annotate.run import AnnotateSettings, annotate; "
+        "import signal; from pathlib import Path; from training.annotate.run import AnnotateSettings, annotate; "
         "from tests.training.annotate.known_chain import annotate_known\n"
-        "if __name__ == '__main__': "
-        f"annotate([Path({str(sources[0])!r})], Path({str(tmp_path / 'out')!r}), AnnotateSettings(plots=False), "
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # who runs in the background ignores it
+        f"    annotate([Path({str(sources[0])!r})], Path({str(tmp_path / 'out')!r}), AnnotateSettings(plots=False), "
         "workers=2, chain=annotate_known)"
     )
     (tmp_path / "start.py").write_text(code)

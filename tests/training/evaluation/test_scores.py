@@ -47,7 +47,7 @@ class Reconstructor:
         self.depth = walk.clips.depth.numpy()
         self.metric = np.ones(len(walk.path), bool)
 
-    def reconstruct(self, video, *, seeds, depth=None, refine=None):
+    def reconstruct(self, video, *, seeds, depth=None):
         if depth is not None:
             np.testing.assert_array_equal(depth, self.walk.first_depth)
         unit = self.unit if depth is None else self.told_unit
@@ -90,12 +90,8 @@ def test_what_refining_gains_stands_beside_the_network_alone(walk: Walk):
     class Refining(Reconstructor):
         reconstruct_refine = True
 
-        def reconstruct(self, video, *, refine=None, **given):
-            found = super().reconstruct(video, **given)
-            found.intrinsics = (
-                found.intrinsics if refine is None else found.intrinsics * [[1.1, 1, 1], [1, 1.1, 1], [1, 1, 1]]
-            )
-            return found
+        def without_refining(self):
+            return Reconstructor(self.walk, zoom=1.1)
 
     found = scores.reconstruction_scores(Refining(walk), walk, 0)
     assert found["fov_error_deg"] == pytest.approx(0, abs=1e-4) and (found["network_fov_error_deg"] > 1).all()
